@@ -1,0 +1,43 @@
+// Kernels compute softmax(q k^T) v. Each declares what it supports; the dispatcher takes the first of the explicit list
+// (kernel_list.cpp) that covers the request and can print why others do not.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "attention/attention_spec.h"
+
+namespace cinch {
+
+struct AttentionRequest {
+  at::Tensor q;             // (B, H, T, D), rotated
+  at::Tensor k, v;          // (B, K, S, D), rotated
+  int64_t first_query = 0;  // position of query 0
+  int64_t first_key = 0;    // position of key 0; causal: a query at t sees keys with position <= t
+  double scale = 1.0;
+  int64_t window = 0;  // 0 = none
+  double softcap = 0;  // 0 = none
+};
+
+class AttentionKernel {
+ public:
+  virtual ~AttentionKernel() = default;
+  virtual std::string name() const = 0;
+  /// Empty when this kernel can serve the request, else the missing feature in words.
+  virtual std::string missing(const AttentionRequest& request) const = 0;
+  /// (B, H, T, D) in q's dtype.
+  virtual at::Tensor run(const AttentionRequest& request) const = 0;
+};
+
+/// In order of preference; the last is the reference and takes everything.
+const std::vector<const AttentionKernel*>& attention_kernels();
+/// Runs the first kernel that covers the request.
+at::Tensor attend(const AttentionRequest& request);
+/// One line per kernel: its name and "runs" or what it misses, for `doctor` and -v.
+std::vector<std::string> explain_dispatch(const AttentionRequest& request);
+/// Softmax probabilities (B, H, T, S) of the same request, by the obvious formula: for calibration and tests.
+at::Tensor attention_probabilities(const AttentionRequest& request);
+
+}  // namespace cinch

@@ -1,0 +1,124 @@
+#include "attention/grouped_query_attention.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "attention/attention_kernel.h"
+#include "attention/rms_norm.h"
+#include "core/errors.h"
+
+namespace cinch {
+namespace {
+
+at::Tensor moved(const at::Tensor& tensor, at::ScalarType dtype, at::Device device) {
+  return tensor.defined() ? tensor.to(device, dtype) : tensor;
+}
+
+/// Collects what does not fit, so that one message names everything.
+class ShapeReport {
+ public:
+  void expect(const char* name, const at::Tensor& tensor, const std::vector<int64_t>& shape, bool wanted = true) {
+    if (!wanted) {
+      if (tensor.defined()) faults_.push_back(fmt::format("{} is there, but the spec has none", name));
+    } else if (!tensor.defined()) {
+      faults_.push_back(fmt::format("{} is missing", name));
+    } else if (tensor.sizes() != at::IntArrayRef(shape)) {
+      const std::vector<int64_t> found = tensor.sizes().vec();
+      faults_.push_back(
+          fmt::format("{} has shape ({}), expected ({})", name, fmt::join(found, ", "), fmt::join(shape, ", ")));
+    }
+  }
+  void throw_if_any() const {
+    if (!faults_.empty()) throw ShapeError(fmt::format("attention weights: {}", fmt::join(faults_, "; ")));
+  }
+
+ private:
+  std::vector<std::string> faults_;
+};
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+}
+
+/// (B, T, heads*D) -> (B, heads, T, D), a view.
+at::Tensor split_heads(const at::Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); }
+
+}  // namespace
+
+GroupedQueryWeights GroupedQueryWeights::to(at::ScalarType dtype, at::Device device) const {
+  GroupedQueryWeights result = *this;
+  for (at::Tensor* tensor : {&result.q_proj, &result.k_proj, &result.v_proj, &result.o_proj, &result.q_bias,
+                             &result.k_bias, &result.v_bias, &result.o_bias, &result.q_norm, &result.k_norm}) {
+    *tensor = moved(*tensor, dtype, device);
+  }
+  return result;
+}
+
+void GroupedQueryWeights::check(const AttentionSpec& spec) const {
+  const int64_t q_rows = spec.n_heads * spec.head_dim, kv_rows = spec.n_kv_heads * spec.head_dim;
+  ShapeReport report;
+  report.expect("q_proj", q_proj, {q_rows, spec.hidden_size});
+  report.expect("k_proj", k_proj, {kv_rows, spec.hidden_size});
+  report.expect("v_proj", v_proj, {kv_rows, spec.hidden_size});
+  report.expect("o_proj", o_proj, {spec.hidden_size, q_rows});
+  report.expect("q_bias", q_bias, {q_rows}, spec.qkv_bias);
+  report.expect("k_bias", k_bias, {kv_rows}, spec.qkv_bias);
+  report.expect("v_bias", v_bias, {kv_rows}, spec.qkv_bias);
+  report.expect("o_bias", o_bias, {spec.hidden_size}, spec.output_bias);
+  report.expect("q_norm", q_norm, {spec.head_dim}, spec.qk_norm);
+  report.expect("k_norm", k_norm, {spec.head_dim}, spec.qk_norm);
+  report.throw_if_any();
+}
+
+GroupedQueryAttention::GroupedQueryAttention(AttentionSpec spec, GroupedQueryWeights weights)
+    : spec_(std::move(spec)), weights_(std::move(weights)), rope_(spec_.rope) {
+  if (spec_.n_kv_heads < 1 || spec_.n_heads % spec_.n_kv_heads != 0) {
+    throw ShapeError(fmt::format("{} query heads do not divide into {} KV heads", spec_.n_heads, spec_.n_kv_heads));
+  }
+  weights_.check(spec_);
+}
+
+GroupedQueryAttention::Heads GroupedQueryAttention::project(const at::Tensor& x) const {
+  Heads heads{split_heads(linear(x, weights_.q_proj, weights_.q_bias), spec_.n_heads),
+              split_heads(linear(x, weights_.k_proj, weights_.k_bias), spec_.n_kv_heads),
+              split_heads(linear(x, weights_.v_proj, weights_.v_bias), spec_.n_kv_heads)};
+  if (spec_.qk_norm) {
+    heads.q = rms_norm(heads.q, weights_.q_norm, spec_.qk_norm_eps);
+    heads.k = rms_norm(heads.k, weights_.k_norm, spec_.qk_norm_eps);
+  }
+  return heads;
+}
+
+at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t length,
+                                               KvCache* cache) const {
+  const int64_t count = x.size(1);
+  const Heads heads = project(x);
+  const Rope::Table table = rope_.table(first, count, length > 0 ? length : first + count, x.scalar_type(), x.device());
+  AttentionRequest request;
+  request.q = Rope::apply(heads.q, table);
+  request.k = Rope::apply(heads.k, table);
+  request.v = heads.v;
+  request.first_query = request.first_key = first;
+  request.scale = spec_.scale;
+  request.window = spec_.window;
+  request.softcap = spec_.softcap;
+  if (cache != nullptr) {
+    KvCache::View seen = cache->append(request.k, request.v, spec_.window);
+    request.k = std::move(seen.k);
+    request.v = std::move(seen.v);
+    request.first_key = seen.first_position;
+  }
+  return attend(request).transpose(1, 2).flatten(2);
+}
+
+at::Tensor GroupedQueryAttention::forward(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const {
+  return output(head_outputs(x, first, length, cache));
+}
+
+at::Tensor GroupedQueryAttention::output(const at::Tensor& head_outputs) const {
+  return linear(head_outputs, weights_.o_proj, weights_.o_bias);
+}
+
+}  // namespace cinch

@@ -1,0 +1,26 @@
+// The kernels that kernel_list.cpp lists, and what they share: which keys a query sees, and the walk over blocks of
+// queries that bounds their memory whatever the length of the sequence.
+#pragma once
+
+#include <functional>
+
+#include "attention/attention_kernel.h"
+
+namespace cinch {
+
+/// The obvious formula; takes every request.
+const AttentionKernel& reference_kernel();
+/// ATen's scaled_dot_product_attention (flash form on CPU).
+const AttentionKernel& sdpa_kernel();
+
+/// (T, S) bool: which keys each query sees (causal, window).
+at::Tensor visible_keys(const AttentionRequest& request);
+/// True when no query has a key outside of its window.
+bool window_is_idle(const AttentionRequest& request);
+
+/// Cuts the request into blocks of at most `block` queries, each with only the keys that some query of the block sees,
+/// runs `kernel` on each and joins the results along T.
+at::Tensor run_in_query_blocks(const AttentionRequest& request, int64_t block,
+                               const std::function<at::Tensor(const AttentionRequest&)>& kernel);
+
+}  // namespace cinch

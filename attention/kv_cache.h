@@ -1,0 +1,30 @@
+// The cache of one layer: keys after RoPE and values, (B, K, S, D), grown in blocks.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace cinch {
+
+class KvCache {
+ public:
+  /// Appends k, v (B, K, T, D) and returns all keys and values held, (B, K, S, D) each. With `window` > 0 tokens that
+  /// no later query can see may be dropped; first_position is the position of the oldest one returned. The views hold
+  /// until the next append.
+  struct View {
+    at::Tensor k, v;
+    int64_t first_position;
+  };
+  View append(const at::Tensor& k, const at::Tensor& v, int64_t window);
+
+  int64_t tokens() const { return tokens_; }  // seen so far, held or dropped
+  /// Bytes of one token of one sequence in this cache, measured from the tensors held.
+  int64_t bytes_per_token() const;
+
+ private:
+  void reserve(const at::Tensor& k, const at::Tensor& v, int64_t added);
+
+  at::Tensor k_, v_;  // (B, K, capacity, D); the tokens held are [begin_, begin_ + held_)
+  int64_t tokens_ = 0, held_ = 0, begin_ = 0;
+};
+
+}  // namespace cinch

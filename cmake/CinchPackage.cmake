@@ -1,0 +1,18 @@
+# `cmake --install` and `cpack` (a relocatable .tar.gz). LibTorch is not packed: bin/cinch, a small launcher, finds it (docs/install.md).
+set_target_properties(cinch PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
+install(TARGETS cinch RUNTIME DESTINATION libexec)
+install(PROGRAMS cmake/launcher.sh DESTINATION bin RENAME cinch)
+if(TARGET cinch_cuda)
+  install(TARGETS cinch_cuda LIBRARY DESTINATION lib)
+endif()
+install(DIRECTORY examples/calibration DESTINATION share/cinch)
+if(EXISTS ${PROJECT_SOURCE_DIR}/configs)
+  install(DIRECTORY configs DESTINATION share/cinch)
+endif()
+install(FILES LICENSE README.md CHANGELOG.md DESTINATION share/doc/cinch)
+
+set(CPACK_GENERATOR TGZ)
+set(CPACK_PACKAGE_VENDOR cinch)
+set(CPACK_PACKAGE_FILE_NAME cinch-${PROJECT_VERSION}-linux-${CMAKE_SYSTEM_PROCESSOR})
+set(CPACK_STRIP_FILES ON)
+include(CPack)

@@ -1,0 +1,150 @@
+#include "convert/conversion_plan.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "convert/converter.h"
+#include "convert/plan_estimates.h"
+#include "convert/runtime_verdicts.h"
+#include "convert/transform.h"
+#include "core/errors.h"
+#include "model/mixed_layers.h"
+#include "model/model_summary.h"
+
+namespace cinch {
+namespace {
+
+std::string role_name(TensorRole role) { return role == TensorRole::kept ? "kept" : "derived"; }
+
+ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe recipe, std::vector<std::string>& warnings) {
+  check_recipe(recipe);
+  if (!recipe.layers.empty() && recipe.layers.back() >= config.n_layers) {
+    throw UsageError(fmt::format("--layers {}: the model's layers are 0 to {}", layers_text(recipe.layers), config.n_layers - 1));
+  }
+  if (recipe.layers.empty()) {
+    for (int64_t layer = 0; layer < config.n_layers; ++layer) recipe.layers.push_back(layer);
+  }
+  if (recipe.calibration_window > config.max_position_embeddings) {
+    warnings.push_back(fmt::format("calibration windows shortened from {} to {} tokens, the model's longest context",
+                                   recipe.calibration_window, config.max_position_embeddings));
+    recipe.calibration_window = config.max_position_embeddings;
+  }
+  return recipe;
+}
+
+/// What is wrong with the target for this layer, or empty.
+std::string fault_of(const AttentionSpec& layer, int64_t heads) {
+  if (heads == layer.n_kv_heads) {
+    return fmt::format("{} key-value heads already: the cache would not shrink", layer.n_kv_heads);
+  }
+  if (heads > layer.n_kv_heads) {
+    return fmt::format("only {} key-value heads: {} would make the cache larger", layer.n_kv_heads, heads);
+  }
+  if (layer.n_kv_heads % heads != 0) {
+    return fmt::format("{} key-value heads, which {} does not divide", layer.n_kv_heads, heads);
+  }
+  return {};
+}
+
+std::string smaller_targets(int64_t n_kv_heads) {
+  std::string text;
+  for (int64_t heads = n_kv_heads / 2; heads >= 2; --heads) {
+    if (n_kv_heads % heads == 0) text += fmt::format("gqa:{}, ", heads);
+  }
+  return text + "mqa";
+}
+
+void check_targets(const ModelConfig& config, const ConversionRecipe& recipe) {
+  for (const int64_t layer : recipe.layers) {
+    const AttentionSpec& spec = config.layers[static_cast<size_t>(layer)];
+    const std::string fault = fault_of(spec, recipe.n_kv_heads);
+    if (fault.empty()) continue;
+    const bool alike = !layers_differ(config);
+    const std::string which = alike ? "the model has" : fmt::format("layer {} has", layer);
+    throw UnsupportedError(fmt::format("--to {}: {} {}", target_text(recipe), which, fault),
+                           spec.n_kv_heads == 1 ? "a single key-value head cannot be shared further"
+                                                : "possible here: --to " + smaller_targets(spec.n_kv_heads));
+  }
+}
+
+ModelConfig target_config(const ModelConfig& source, const ConversionRecipe& recipe, std::vector<std::string>& warnings) {
+  const Transform& method = transform(recipe.method);
+  ModelConfig target = source;
+  for (const int64_t layer : recipe.layers) {
+    AttentionSpec& spec = target.layers[static_cast<size_t>(layer)];
+    const AttentionSpec before = spec;
+    spec = with_context(fmt::format("planning layer {}", layer), [&] { return method.target(before, recipe); });
+    for (const std::string& caution : method.cautions(before, recipe)) {
+      if (std::find(warnings.begin(), warnings.end(), caution) == warnings.end()) warnings.push_back(caution);
+    }
+  }
+  return target;
+}
+
+void check_format(const ModelConfig& target, const ModelWriterOptions& output) {
+  if (!layers_differ(target) || output.format == "hdf5") return;
+  throw UnsupportedError(
+      fmt::format("--layers: format {} holds stock model classes, which have one number of key-value heads for all layers", output.format),
+      "convert every layer, or keep the result for cinch alone with --for native");
+}
+
+int64_t count_parameters(const std::vector<WeightSpec>& weights) {
+  int64_t total = 0;
+  for (const WeightSpec& weight : weights) {
+    int64_t count = 1;
+    for (const int64_t size : weight.shape) count *= size;
+    total += count;
+  }
+  return total;
+}
+
+}  // namespace
+
+ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe& recipe, const ModelWriterOptions& output) {
+  ConversionPlan plan;
+  plan.source = source.config();
+  plan.recipe = resolve_recipe(plan.source, recipe, plan.warnings);
+  if (!source.quality_note().empty()) plan.warnings.push_back(source.quality_note());
+  check_targets(plan.source, plan.recipe);
+  plan.target = target_config(plan.source, plan.recipe, plan.warnings);
+  check_format(plan.target, output);
+
+  plan.converted.assign(static_cast<size_t>(plan.source.n_layers), false);
+  for (const int64_t layer : plan.recipe.layers) plan.converted[static_cast<size_t>(layer)] = true;
+  const std::vector<WeightSpec> weights = source.family().weights(plan.target);
+  for (const WeightSpec& weight : weights) {
+    const bool derived = weight.attention && plan.converted[static_cast<size_t>(weight.layer)];
+    plan.tensors.push_back({weight.name, weight.shape, derived ? TensorRole::derived : TensorRole::kept});
+  }
+  plan.source_parameters = count_parameters(source.family().weights(plan.source));
+  plan.target_parameters = count_parameters(weights);
+  plan.kv_ratio = static_cast<double>(plan.target.kv_elements()) / static_cast<double>(plan.source.kv_elements());
+  plan.runtimes = runtime_verdicts(plan.target);
+  estimate_costs(source, output, at::get_num_threads(), plan);
+  return plan;
+}
+
+Json ConversionPlan::to_json() const {
+  Json runtime_list = Json::array(), tensor_list = Json::array();
+  for (const RuntimeVerdict& verdict : runtimes) {
+    runtime_list.push_back({{"name", verdict.name}, {"loads", verdict.loads}, {"rule", verdict.rule}, {"reason", verdict.reason}});
+  }
+  for (const PlannedTensor& tensor : tensors) {
+    tensor_list.push_back({{"name", tensor.name}, {"shape", tensor.shape}, {"role", role_name(tensor.role)}});
+  }
+  return {{"recipe", recipe_json(recipe)},
+          {"source", model_summary(source, source_parameters)},
+          {"target", model_summary(target, target_parameters)},
+          {"kv_ratio", kv_ratio},
+          {"peak_memory_bytes", peak_memory_bytes},
+          {"disk_bytes", disk_bytes},
+          {"seconds_estimate", seconds_estimate},
+          {"break_even_tokens", break_even_tokens},
+          {"runtimes", runtime_list},
+          {"warnings", warnings},
+          {"tensors", tensor_list}};
+}
+
+}  // namespace cinch

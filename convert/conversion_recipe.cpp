@@ -1,0 +1,162 @@
+#include "convert/conversion_recipe.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <set>
+#include <string_view>
+
+#include "core/errors.h"
+
+namespace cinch {
+namespace {
+
+constexpr int64_t kMostHeads = 4096;
+constexpr int64_t kMostLayers = 100000;
+
+std::optional<int64_t> whole_number(std::string_view text) {
+  int64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, fault] = std::from_chars(text.data(), end, value);
+  if (fault != std::errc() || stop != end || text.empty() || value < 0) return std::nullopt;
+  return value;
+}
+
+[[noreturn]] void refuse_layers(const std::string& text, const std::string& part) {
+  throw UsageError(fmt::format("--layers {}: '{}' is neither a layer number nor a range", text, part),
+                   "write layers as in --layers 4-27 or --layers 0,3,8-11 (the first layer is 0)");
+}
+
+std::vector<std::string> split_commas(const std::string& text) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ',') {
+      parts.emplace_back();
+    } else if (c != ' ') {
+      parts.back() += c;
+    }
+  }
+  return parts;
+}
+
+void check_calibration(const ConversionRecipe& recipe) {
+  if (recipe.calibration_window < 8) {
+    throw UsageError(fmt::format("--calibration-window {}: a window has at least 8 tokens", recipe.calibration_window));
+  }
+  if (recipe.calibration_tokens / recipe.calibration_window < 4) {
+    throw UsageError(
+        fmt::format("--calibration-tokens {}: fewer than 4 windows of {} tokens", recipe.calibration_tokens,
+                    recipe.calibration_window),
+        "some windows are kept out of every fit to choose the refit's damping: give more tokens or a shorter window");
+  }
+}
+
+void check_fit(const ConversionRecipe& recipe) {
+  if (recipe.refit_lambdas.empty()) throw UsageError("--refit-lambdas: the list is empty");
+  for (const double lambda : recipe.refit_lambdas) {
+    if (!(lambda > 0 && lambda < 1e6)) {
+      throw UsageError(fmt::format("--refit-lambdas: {} is not a positive damping", lambda));
+    }
+  }
+  if (recipe.fisher_rounds < 0 || recipe.fisher_rounds > 100) {
+    throw UsageError(fmt::format("--fisher-rounds {}: expected 0 to 100", recipe.fisher_rounds));
+  }
+  if (!(recipe.lag_tail >= 0 && recipe.lag_tail <= 1)) {
+    throw UsageError(fmt::format("--lag-tail {}: a share lies between 0 and 1", recipe.lag_tail));
+  }
+  if (recipe.lag_context < 0 || recipe.lag_context > (int64_t{1} << 24)) {
+    throw UsageError(fmt::format("--lag-context {}: expected 0 (automatic) to {}", recipe.lag_context, 1 << 24));
+  }
+}
+
+}  // namespace
+
+void parse_target(const std::string& text, ConversionRecipe& recipe) {
+  recipe.target = TargetKind::gqa;
+  if (text == "mqa") {
+    recipe.n_kv_heads = 1;
+    return;
+  }
+  const std::string prefix = "gqa:";
+  if (text.rfind(prefix, 0) == 0) {
+    const std::optional<int64_t> heads = whole_number(std::string_view(text).substr(prefix.size()));
+    if (heads && *heads >= 1 && *heads <= kMostHeads) {
+      recipe.n_kv_heads = *heads;
+      return;
+    }
+    throw UsageError(fmt::format("--to {}: '{}' is not a number of key-value heads", text, text.substr(prefix.size())),
+                     "for example --to gqa:4");
+  }
+  throw UsageError(fmt::format("--to {}: unknown target; known are gqa:N (N shared key-value heads) and mqa (one)", text),
+                   text == "gqa" ? "say how many heads: --to gqa:4" : "for example --to gqa:4");
+}
+
+std::string target_text(const ConversionRecipe& recipe) {
+  return recipe.n_kv_heads == 1 ? "mqa" : fmt::format("gqa:{}", recipe.n_kv_heads);
+}
+
+std::vector<int64_t> parse_layers(const std::string& text) {
+  std::set<int64_t> layers;
+  for (const std::string& part : split_commas(text)) {
+    const size_t dash = part.find('-');
+    const std::optional<int64_t> first = whole_number(std::string_view(part).substr(0, dash));
+    const std::optional<int64_t> last =
+        dash == std::string::npos ? first : whole_number(std::string_view(part).substr(dash + 1));
+    if (!first || !last || *first > *last || *last >= kMostLayers) refuse_layers(text, part);
+    for (int64_t layer = *first; layer <= *last; ++layer) layers.insert(layer);
+  }
+  return {layers.begin(), layers.end()};
+}
+
+std::string layers_text(const std::vector<int64_t>& layers) {
+  std::string text;
+  for (size_t i = 0; i < layers.size();) {
+    size_t end = i + 1;
+    while (end < layers.size() && layers[end] == layers[end - 1] + 1) ++end;
+    if (!text.empty()) text += ",";
+    text += end - i == 1 ? fmt::format("{}", layers[i]) : fmt::format("{}-{}", layers[i], layers[end - 1]);
+    i = end;
+  }
+  return text;
+}
+
+std::string refit_text(RefitMode mode) {
+  switch (mode) {
+    case RefitMode::on: return "on";
+    case RefitMode::off: return "off";
+    case RefitMode::automatic: break;
+  }
+  return "automatic";
+}
+
+Json recipe_json(const ConversionRecipe& recipe) {
+  Json files = Json::array();
+  for (const CorpusSpec& spec : recipe.calibration) {
+    files.push_back({{"file", spec.path.filename().string()}, {"weight", spec.weight}});
+  }
+  return {{"to", target_text(recipe)},
+          {"method", recipe.method},
+          {"layers", layers_text(recipe.layers)},
+          {"calibration", files},
+          {"calibration-tokens", recipe.calibration_tokens},
+          {"calibration-window", recipe.calibration_window},
+          {"refit", refit_text(recipe.refit)},
+          {"refit-lambdas", recipe.refit_lambdas},
+          {"fisher-rounds", recipe.fisher_rounds},
+          {"lag-tail", recipe.lag_tail},
+          {"lag-context", recipe.lag_context},
+          {"search-groups", recipe.search_groups},
+          {"seed", recipe.seed}};
+}
+
+void check_recipe(const ConversionRecipe& recipe) {
+  if (recipe.n_kv_heads < 1) {
+    throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4 or --to mqa");
+  }
+  check_calibration(recipe);
+  check_fit(recipe);
+}
+
+}  // namespace cinch

@@ -1,0 +1,81 @@
+#include "convert/plan_estimates.h"
+
+#include <algorithm>
+#include <map>
+
+#include "convert/transform.h"
+
+namespace cinch {
+namespace {
+
+constexpr int64_t kProgramBytes = int64_t{220} << 20;  // program, LibTorch and its thread pools
+constexpr int64_t kBatchTokens = 4096;                 // of LayerStream
+constexpr double kQ8Bits = 8.5;                        // Q8_0: blocks of 32 bytes with a 16-bit scale
+constexpr double kFlopsPerThread = 2.5e10;             // fp32 GEMM-bound layers on one core
+constexpr double kDiskBytesPerSecond = 4e8;            // read, digest and write
+
+int64_t elements(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return count;
+}
+
+/// Numbers of the widest layer of the source.
+int64_t largest_layer(const ModelSource& source) {
+  std::map<int64_t, int64_t> sizes;
+  for (const WeightSpec& weight : source.family().weights(source.config())) {
+    if (weight.layer >= 0) sizes[weight.layer] += elements(weight.shape);
+  }
+  int64_t most = 0;
+  for (const auto& [layer, size] : sizes) most = std::max(most, size);
+  return most;
+}
+
+int64_t peak_memory(const ModelSource& source, const ConversionPlan& plan, bool calibrated) {
+  const ModelConfig& config = plan.source;
+  const int64_t window = plan.recipe.calibration_window;
+  const int64_t tokens = calibrated ? plan.recipe.calibration_tokens : 4 * window;
+  const int64_t streams = 2 * tokens * config.hidden_size * 4;
+  const int64_t layer = 2 * largest_layer(source) * 4;
+  int64_t statistics = 0;
+  for (const AttentionSpec& spec : config.layers) {
+    const int64_t width = spec.n_heads * spec.head_dim;
+    const int64_t heads = tokens * (2 * width + 4 * spec.n_kv_heads * spec.head_dim) * 4;
+    statistics = std::max(statistics, heads + 6 * width * width * 8);
+  }
+  const int64_t batch = std::min(kBatchTokens, tokens) * (3 * config.intermediate_size + 4 * config.hidden_size) * 4;
+  const int64_t embedding = 2 * config.vocab_size * config.hidden_size * 4;
+  const int64_t logits = 3 * std::min<int64_t>(window, 512) * config.vocab_size * 4;
+  return kProgramBytes + streams + layer + std::max({calibrated ? statistics : 0, batch, embedding + logits});
+}
+
+double seconds(const ConversionPlan& plan, int threads, bool calibrated, double stored_bytes) {
+  const ModelConfig& config = plan.source;
+  const double tokens = static_cast<double>(calibrated ? plan.recipe.calibration_tokens : 4 * plan.recipe.calibration_window);
+  const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
+  const double forward = 2.0 * (static_cast<double>(plan.source_parameters) - embedding) * tokens;
+  // Two streams; a calibrated method walks each layer's attention a few more times.
+  const double passes = calibrated ? 6.0 : 2.0;
+  return passes * forward / (kFlopsPerThread * std::max(threads, 1)) + 3.0 * stored_bytes / kDiskBytesPerSecond;
+}
+
+}  // namespace
+
+void estimate_costs(const ModelSource& source, const ModelWriterOptions& output, int threads, ConversionPlan& plan) {
+  const Dtype dtype = output_dtype(output, source.config());
+  const double bits = output.dtype == "q8_0" ? kQ8Bits : static_cast<double>(dtype_bits(dtype));
+  double written = 0, derived = 0;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    const double bytes = static_cast<double>(elements(tensor.shape)) * bits / 8;
+    written += bytes;
+    if (tensor.role == TensorRole::derived) derived += static_cast<double>(elements(tensor.shape) * dtype_bits(dtype)) / 8;
+  }
+  const bool calibrated = transform(plan.recipe.method).needs_calibration(plan.recipe);
+  // The finished layers wait in the partial folder while the result is written.
+  plan.disk_bytes = static_cast<int64_t>(written + derived);
+  plan.peak_memory_bytes = peak_memory(source, plan, calibrated);
+  plan.seconds_estimate = seconds(plan, threads, calibrated, written);
+  plan.break_even_tokens = written / static_cast<double>(plan.target.kv_bytes_per_token());
+}
+
+}  // namespace cinch

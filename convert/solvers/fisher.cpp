@@ -1,0 +1,243 @@
+#include "convert/solvers/fisher.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "convert/solvers/conjugate_gradient.h"
+#include "convert/solvers/linear_algebra.h"
+
+namespace cinch {
+namespace {
+
+/// One group's share of a MergedHeads.
+struct Group {
+  int64_t first_kv, n_kv, first_head, n_heads;
+};
+
+Group group_of(const MergedHeads& merged, int64_t j) {
+  const int64_t g = merged.key.size(2), heads = merged.query.size(0) / merged.key.size(0);
+  return {j * g, g, j * heads, heads};
+}
+
+at::Tensor kv_slice(const at::Tensor& x, const Group& group) {
+  return x.slice(0, group.first_kv, group.first_kv + group.n_kv);
+}
+at::Tensor head_slice(const at::Tensor& x, const Group& group) {
+  return x.slice(0, group.first_head, group.first_head + group.n_heads);
+}
+
+/// Source keys of a group side by side, (T, g*D).
+at::Tensor stacked_keys(const FisherWindow& window, const Group& group) {
+  return kv_slice(window.keys, group).transpose(0, 1).flatten(1, 2);
+}
+
+/// Keys (.., T, D) before RoPE in the frames of the sampled queries: (.., M, T, D).
+at::Tensor in_query_frames(const at::Tensor& keys, const FisherSample& sample) {
+  const RotationTable frames{sample.queries.cos.unsqueeze(1), sample.queries.sin.unsqueeze(1)};
+  return rotate(rotate(keys, sample.keys).unsqueeze(-3), frames, /*inverse=*/true);
+}
+
+at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
+
+/// Errors of a group's logits, (n, M, T): queries (n, M, D) and shared keys (T, D), both rotated.
+at::Tensor logits(const at::Tensor& queries, const at::Tensor& keys) {
+  return at::matmul(queries.flatten(0, 1), keys.transpose(0, 1))
+      .reshape({queries.size(0), queries.size(1), keys.size(0)});
+}
+
+/// p-weighted centring: weight e - mean (sum_n mean e).
+at::Tensor centred(const at::Tensor& error, const at::Tensor& weight, const at::Tensor& mean) {
+  return weight * error - mean * (mean * error).sum(-1, /*keepdim=*/true);
+}
+
+/// Original minus shared logits of a group, (n, M, T).
+at::Tensor logit_error(const FisherSample& sample, const FisherWindow& window, const MergedHeads& merged, int64_t j) {
+  const Group group = group_of(merged, j);
+  const auto options = window.keys.options();
+  const int64_t rep = group.n_heads / group.n_kv, m = window.queries.size(1), d = window.queries.size(2);
+  const at::Tensor queries = head_slice(window.queries, group);
+  const at::Tensor source_keys = rotate(kv_slice(window.keys, group), sample.keys);
+  const at::Tensor source =
+      at::bmm(rotate(queries, sample.queries).reshape({group.n_kv, rep * m, d}), source_keys.transpose(1, 2))
+          .reshape({group.n_heads, m, -1});
+  const at::Tensor key_map = merged.key[j].reshape({d, -1}).to(options);
+  const at::Tensor shared = rotate(at::matmul(stacked_keys(window, group), key_map.transpose(0, 1)), sample.keys);
+  const at::Tensor mapped = at::bmm(queries, head_slice(merged.query, group).transpose(1, 2).to(options));
+  return source - logits(rotate(mapped, sample.queries), shared);
+}
+
+/// Slope of cap * tanh(l / cap) at the capped logits' arguments.
+at::Tensor cap_slope(const HeadStream& stream, const SourceHeads& heads, const at::Tensor& q, const at::Tensor& k,
+                     const at::Tensor& positions) {
+  const int64_t rep = heads.rep();
+  const at::Tensor rotated = rotate(q, stream.table()).index_select(1, positions);
+  const at::Tensor scores = at::matmul(rotated, rotate(k, stream.table()).repeat_interleave(rep, 0).transpose(1, 2));
+  return 1 - at::tanh(scores * (heads.spec.scale / heads.spec.softcap)).square();
+}
+
+/// Sum over the sampled queries of E_p |W_O v|^2 - |W_O E_p v|^2 per head, (H).
+at::Tensor value_spread(const at::Tensor& p, const at::Tensor& values, const at::Tensor& metric) {
+  const int64_t rep = p.size(0) / values.size(0);
+  const at::Tensor v = values.repeat_interleave(rep, 0);  // (H, T, D)
+  const at::Tensor power = (at::bmm(v, metric) * v).sum(-1, true);
+  const at::Tensor mean = at::bmm(p, v);
+  return at::bmm(p, power).sum({1, 2}) - (at::bmm(mean, metric) * mean).sum({1, 2});
+}
+
+}  // namespace
+
+FisherSample fisher_sample(const HeadStream& stream, const SourceHeads& heads, int64_t windows, int64_t positions) {
+  const int64_t t = stream.tokens();
+  positions = std::min(positions, t);
+  const at::Tensor at_positions = at::linspace(t / positions, t - 1, positions, at::kDouble).to(at::kLong);
+  FisherSample sample;
+  sample.keys = stream.table();
+  sample.queries = {stream.table().cos.index_select(0, at_positions), stream.table().sin.index_select(0, at_positions)};
+  const at::Tensor metric = at::bmm(heads.o.transpose(1, 2), heads.o).to(stream.options());
+  at::Tensor spread = at::zeros({heads.spec.n_heads}, at::kDouble);
+  for (const int64_t w : stream.some_fit(windows)) {
+    const Projections x = stream.project(w);
+    const at::Tensor p = stream.probabilities(x.q, x.k).index_select(1, at_positions);
+    spread += fp64(value_spread(p, x.v, metric));
+    at::Tensor weight = p, mean = p;
+    if (heads.spec.softcap > 0) {
+      const at::Tensor slope = cap_slope(stream, heads, x.q, x.k, at_positions);
+      mean = p * slope;
+      weight = mean * slope;
+    }
+    sample.windows.push_back(
+        {.keys = x.k, .queries = x.q.index_select(1, at_positions), .weight = weight, .mean = mean});
+  }
+  const double average = spread.mean().item<double>();
+  sample.head_weight = average > 0 ? spread.clamp_min(0) / average : at::ones_like(spread);
+  return sample;
+}
+
+at::Tensor fisher_loss(const FisherSample& sample, const MergedHeads& merged) {
+  at::Tensor loss = at::zeros({merged.query.size(0)}, at::kDouble);
+  double queries = 0;
+  for (const FisherWindow& window : sample.windows) {
+    queries += static_cast<double>(window.queries.size(1));
+    for (int64_t j = 0; j < merged.key.size(0); ++j) {
+      const Group group = group_of(merged, j);
+      const at::Tensor error = logit_error(sample, window, merged, j);
+      const at::Tensor weighted = centred(error, head_slice(window.weight, group), head_slice(window.mean, group));
+      head_slice(loss, group) += fp64((weighted * error).sum({1, 2}));
+    }
+  }
+  return loss / queries;
+}
+
+void refit_queries(const FisherSample& sample, MergedHeads& merged, double damping) {
+  const int64_t d = merged.key.size(1), groups = merged.key.size(0);
+  at::Tensor s1 = at::zeros_like(merged.query), s2 = at::zeros_like(merged.query);
+  for (const FisherWindow& window : sample.windows) {
+    for (int64_t j = 0; j < groups; ++j) {
+      const Group group = group_of(merged, j);
+      const int64_t rep = group.n_heads / group.n_kv;
+      const at::Tensor key_map = merged.key[j].reshape({d, -1}).to(window.keys.options());
+      const at::Tensor shared =
+          in_query_frames(at::matmul(stacked_keys(window, group), key_map.transpose(0, 1)), sample);
+      for (int64_t a = 0; a < group.n_kv; ++a) {
+        const int64_t first = group.first_head + a * rep;
+        const at::Tensor source = in_query_frames(window.keys[group.first_kv + a], sample);  // (M, T, D)
+        const at::Tensor root = window.weight.slice(0, first, first + rep).sqrt().unsqueeze(-1);
+        const at::Tensor mean = window.mean.slice(0, first, first + rep).unsqueeze(-2);  // (rep, M, 1, T)
+        const at::Tensor v = (root * shared).flatten(1, 2), u = (root * source).flatten(1, 2);
+        const at::Tensor vm = at::matmul(mean, shared).squeeze(-2), um = at::matmul(mean, source).squeeze(-2);
+        s1.slice(0, first, first + rep) += fp64(at::bmm(v.transpose(1, 2), v) - at::bmm(vm.transpose(1, 2), vm));
+        s2.slice(0, first, first + rep) += fp64(at::bmm(v.transpose(1, 2), u) - at::bmm(vm.transpose(1, 2), um));
+      }
+    }
+  }
+  merged.query = merged.query + solve_symmetric(damped(s1, damping), s2 - at::bmm(s1, merged.query));
+}
+
+namespace {
+
+/// The quadratic problem of one group's shared key.
+class KeyRefit {
+ public:
+  KeyRefit(const FisherSample& sample, const MergedHeads& merged, int64_t j)
+      : sample_(sample), merged_(merged), j_(j), group_(group_of(merged, j)) {
+    for (const FisherWindow& window : sample.windows) {
+      const at::Tensor map = head_slice(merged.query, group_).transpose(1, 2).to(window.queries.options());
+      queries_.push_back(rotate(at::bmm(head_slice(window.queries, group_), map), sample.queries));
+      count_ += static_cast<double>(window.queries.size(1));
+    }
+    head_weight_ = head_slice(sample.head_weight, group_) / count_;
+  }
+
+  /// Hessian times x (D, g*D).
+  at::Tensor apply(const at::Tensor& x) const {
+    return sum([&](size_t w, const FisherWindow& window) {
+      const at::Tensor keys = at::matmul(stacked_keys(window, group_), x.transpose(0, 1).to(window.keys.options()));
+      return logits(queries_[w], rotate(keys, sample_.keys));
+    });
+  }
+
+  /// Minus the gradient at the current key.
+  at::Tensor right_side() const {
+    return sum([&](size_t, const FisherWindow& window) { return logit_error(sample_, window, merged_, j_); });
+  }
+
+  /// Diagonal of the row factor of the Kronecker preconditioner (D): weighted power of each plane of the mapped
+  /// queries.
+  at::Tensor row_power() const {
+    at::Tensor power = at::zeros({merged_.key.size(1)}, at::kDouble);
+    for (const at::Tensor& q : queries_) power += (fp64(q.square().sum(1)) * head_weight_.unsqueeze(1)).sum(0);
+    const auto halves = power.chunk(2, 0);
+    const at::Tensor plane = (halves[0] + halves[1]) / 2;
+    return at::cat({plane, plane});
+  }
+
+ private:
+  /// Sum over windows of the gradient that logit errors (n, M, T) put on the key map.
+  template <typename Errors>
+  at::Tensor sum(const Errors& errors) const {
+    at::Tensor total = at::zeros({merged_.key.size(1), merged_.key.size(1) * merged_.key.size(2)}, at::kDouble);
+    for (size_t w = 0; w < sample_.windows.size(); ++w) {
+      const FisherWindow& window = sample_.windows[w];
+      const at::Tensor weighted =
+          centred(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_)) *
+          head_weight_.to(window.keys.options()).reshape({-1, 1, 1});
+      const at::Tensor on_keys =
+          at::matmul(weighted.flatten(0, 1).transpose(0, 1), queries_[w].flatten(0, 1));  // (T, D)
+      total += fp64(at::matmul(rotate(on_keys, sample_.keys, true).transpose(0, 1), stacked_keys(window, group_)));
+    }
+    return total;
+  }
+
+  const FisherSample& sample_;
+  const MergedHeads& merged_;
+  int64_t j_;
+  Group group_;
+  std::vector<at::Tensor> queries_;  // (n, M, D) mapped and rotated, per window
+  double count_ = 0;
+  at::Tensor head_weight_;  // (n) of the mean over queries
+};
+
+}  // namespace
+
+void refit_keys(const FisherSample& sample, const at::Tensor& moment, MergedHeads& merged, int steps, double damping) {
+  constexpr double kPreconditionerDamping = 1e-3;
+  const int64_t d = merged.key.size(1);
+  std::vector<at::Tensor> changed;
+  for (int64_t j = 0; j < merged.key.size(0); ++j) {
+    const Group group = group_of(merged, j);
+    const KeyRefit refit(sample, merged, j);
+    const at::Tensor power = refit.row_power();
+    const at::Tensor rows = (power + kPreconditionerDamping * power.mean()).clamp_min(1e-300).unsqueeze(1);
+    const at::Tensor own = kv_slice(moment, group).slice(2, group.first_kv, group.first_kv + group.n_kv);
+    const at::Tensor columns = damped(own.reshape({group.n_kv * d, group.n_kv * d}), kPreconditionerDamping);
+    const at::Tensor step = conjugate_gradient(
+        [&](const at::Tensor& x) { return refit.apply(x) + damping * rows * at::matmul(x, columns); },
+        [&](const at::Tensor& x) { return solve_symmetric(columns, x.transpose(0, 1)).transpose(0, 1) / rows; },
+        refit.right_side(), steps);
+    changed.push_back(merged.key[j] + step.reshape_as(merged.key[j]));
+  }
+  merged.key = at::stack(changed);
+}
+
+}  // namespace cinch

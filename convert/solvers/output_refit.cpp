@@ -1,0 +1,105 @@
+#include "convert/solvers/output_refit.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "convert/solvers/linear_algebra.h"
+#include "convert/solvers/source_heads.h"
+
+namespace cinch {
+namespace {
+
+/// Normal equations of the change dW: features (n, n), features times residual (n, E), squared residual, squared
+/// target.
+struct Normal {
+  at::Tensor gram, cross;
+  double residual = 0, target = 0;
+
+  void add(const at::Tensor& features, const at::Tensor& error, const at::Tensor& goal, const at::Tensor& weights) {
+    const at::Tensor weighted = (features * weights.unsqueeze(1)).transpose(0, 1);
+    const at::Tensor g = at::matmul(weighted, features).to(at::kCPU, at::kDouble);
+    const at::Tensor c = at::matmul(weighted, error).to(at::kCPU, at::kDouble);
+    gram = gram.defined() ? gram.add_(g) : g;
+    cross = cross.defined() ? cross.add_(c) : c;
+    residual += (error.square().sum(1) * weights).sum().item<double>();
+    target += (goal.square().sum(1) * weights).sum().item<double>();
+  }
+  /// Loss after the change (n, E).
+  double loss(const at::Tensor& change) const {
+    return residual - 2 * (cross * change).sum().item<double>() +
+           (at::matmul(gram, change) * change).sum().item<double>();
+  }
+};
+
+std::vector<int64_t> all_windows(const LayerProblem& problem) {
+  std::vector<int64_t> result(problem.teacher.size(0));
+  std::iota(result.begin(), result.end(), int64_t{0});
+  return result;
+}
+
+/// The change (n, E) for one lambda; the bias row, the last where there is one, is not shrunk.
+at::Tensor solve(const Normal& normal, double lambda, bool bias) {
+  const int64_t n = normal.gram.size(0), features = n - (bias ? 1 : 0);
+  at::Tensor penalty = at::zeros({n}, at::kDouble);
+  const double power = normal.gram.diagonal().slice(0, 0, features).mean().item<double>();
+  penalty.slice(0, 0, features).fill_(lambda * std::max(power, 1e-300));
+  return solve_symmetric(normal.gram + at::diag(penalty), normal.cross);
+}
+
+}  // namespace
+
+OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights& merged,
+                         const std::vector<double>& lambdas) {
+  const GroupedQueryAttention original(problem.source, problem.weights), converted(problem.target, merged);
+  const ResidualPath path = residual_path(problem);
+  const at::Tensor gain = path.gain.to(problem.teacher.options());
+  const bool bias = merged.o_bias.defined();
+  Normal fit, held_out;
+  for (const int64_t w : all_windows(problem)) {
+    const at::Tensor h = problem.teacher[w], student = problem.student[w];
+    const at::Tensor y = original.forward(problem.attention_input(h).unsqueeze(0), 0, 0, nullptr).squeeze(0);
+    const at::Tensor factor = residual_factor(problem, path, y);
+    const at::Tensor goal = y + (h - student) / (factor.unsqueeze(1) * gain);
+    at::Tensor features =
+        converted.head_outputs(problem.attention_input(student).unsqueeze(0), 0, 0, nullptr).squeeze(0);
+    const at::Tensor error = goal - converted.output(features);
+    if (bias) features = at::cat({features, at::ones({features.size(0), 1}, features.options())}, 1);
+    const bool out = std::find(problem.held_out.begin(), problem.held_out.end(), w) != problem.held_out.end();
+    (out ? held_out : fit).add(features, error, goal, token_weights(h, factor));
+  }
+  const Normal& judge = held_out.gram.defined() ? held_out : fit;
+  OutputRefit best{.o_proj = merged.o_proj, .o_bias = merged.o_bias, .lambda = 0, .held_out_loss = judge.residual};
+  at::Tensor change;
+  for (const double lambda : lambdas) {
+    const at::Tensor candidate = solve(fit, lambda, bias);
+    const double loss = judge.loss(candidate);
+    if (loss < best.held_out_loss) {
+      best.held_out_loss = loss;
+      best.lambda = lambda;
+      change = candidate;
+    }
+  }
+  best.held_out_loss /= std::max(judge.target, 1e-300);
+  if (!change.defined()) return best;
+  const at::Tensor rows = change.to(merged.o_proj.options());
+  best.o_proj = merged.o_proj + rows.slice(0, 0, merged.o_proj.size(1)).transpose(0, 1);
+  if (bias) best.o_bias = merged.o_bias + rows[merged.o_proj.size(1)];
+  return best;
+}
+
+double attention_output_error(const LayerProblem& problem, const GroupedQueryWeights& merged) {
+  const GroupedQueryAttention original(problem.source, problem.weights), converted(problem.target, merged);
+  double error = 0, power = 0;
+  for (const int64_t w : problem.held_out.empty() ? all_windows(problem) : problem.held_out) {
+    const at::Tensor x = problem.attention_input(problem.teacher[w]).unsqueeze(0);
+    const at::Tensor y = original.forward(x, 0, 0, nullptr);
+    error += (converted.forward(x, 0, 0, nullptr) - y).square().sum().item<double>();
+    power += y.square().sum().item<double>();
+  }
+  return power > 0 ? std::sqrt(error / power) : 0.0;
+}
+
+}  // namespace cinch

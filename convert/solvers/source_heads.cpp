@@ -1,0 +1,141 @@
+#include "convert/solvers/source_heads.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "attention/attention_kernel.h"
+
+namespace cinch {
+namespace {
+
+at::Tensor with_bias_column(const at::Tensor& weight, const at::Tensor& bias, bool biased) {
+  if (!biased) return weight;
+  const at::Tensor column = bias.defined() ? bias : at::zeros({weight.size(0)}, weight.options());
+  return at::cat({weight, column.unsqueeze(1)}, 1);
+}
+
+at::Tensor rms_normed(const at::Tensor& x, const at::Tensor& gain, double eps) {
+  return x * (x.square().mean(-1, /*keepdim=*/true) + eps).rsqrt() * gain.to(x.options());
+}
+
+at::Tensor norm_gain(const HeadPlanes& planes, const at::Tensor& norm) {
+  return norm.defined() ? norm.to(at::kCPU, at::kDouble).index_select(0, planes.order) * planes.gain : norm;
+}
+
+}  // namespace
+
+std::vector<int64_t> SourceHeads::head_order() const {
+  std::vector<int64_t> result;
+  for (const int64_t kv : kv_order) {
+    for (int64_t i = 0; i < rep(); ++i) result.push_back(kv * rep() + i);
+  }
+  return result;
+}
+
+SourceHeads source_heads(const LayerProblem& problem) {
+  const GroupedQueryWeights& w = problem.weights;
+  SourceHeads heads;
+  heads.spec = problem.source;
+  heads.planes = head_planes(problem.source, problem.teacher.size(1));
+  // With QK-norm the factor on cos and sin belongs to the norm's gain, not to the projection.
+  const bool gain = !problem.source.qk_norm, biased = problem.source.qkv_bias;
+  heads.q = to_internal(heads.planes, with_bias_column(w.q_proj, w.q_bias, biased), gain);
+  heads.k = to_internal(heads.planes, with_bias_column(w.k_proj, w.k_bias, biased), gain);
+  const int64_t d = problem.source.head_dim, h = problem.source.n_heads;
+  heads.v = with_bias_column(w.v_proj, w.v_bias, biased).to(at::kCPU, at::kDouble).reshape({-1, d, heads.q.size(2)});
+  heads.o = w.o_proj.to(at::kCPU, at::kDouble).reshape({-1, h, d}).transpose(0, 1).contiguous();
+  heads.q_norm = norm_gain(heads.planes, w.q_norm);
+  heads.k_norm = norm_gain(heads.planes, w.k_norm);
+  heads.kv_order.resize(problem.source.n_kv_heads);
+  std::iota(heads.kv_order.begin(), heads.kv_order.end(), int64_t{0});
+  return heads;
+}
+
+SourceHeads reordered(const SourceHeads& heads, const std::vector<int64_t>& order) {
+  SourceHeads result = heads;
+  std::vector<int64_t> queries;
+  for (size_t i = 0; i < order.size(); ++i) {
+    result.kv_order[i] = heads.kv_order[order[i]];
+    for (int64_t r = 0; r < heads.rep(); ++r) queries.push_back(order[i] * heads.rep() + r);
+  }
+  const at::Tensor kv = at::tensor(order, at::kLong), q = at::tensor(queries, at::kLong);
+  result.k = heads.k.index_select(0, kv);
+  result.v = heads.v.index_select(0, kv);
+  result.q = heads.q.index_select(0, q);
+  result.o = heads.o.index_select(0, q);
+  return result;
+}
+
+HeadStream::HeadStream(const LayerProblem& problem, const SourceHeads& heads) : problem_(&problem), heads_(&heads) {
+  for (int64_t w = 0; w < problem.teacher.size(0); ++w) {
+    const bool out = std::find(problem.held_out.begin(), problem.held_out.end(), w) != problem.held_out.end();
+    (out ? held_out_ : fit_).push_back(w);
+  }
+  projection_ = at::cat({heads.q.flatten(0, 1), heads.k.flatten(0, 1), heads.v.flatten(0, 1)}, 0)
+                    .transpose(0, 1)
+                    .to(options())
+                    .contiguous();
+  output_ = heads.o.transpose(1, 2).flatten(0, 1).to(options()).contiguous();
+  table_ = rotation_table(heads.planes, 0, tokens(), options());
+}
+
+std::vector<int64_t> HeadStream::some_fit(int64_t count) const {
+  const auto n = static_cast<int64_t>(fit_.size());
+  count = std::min(count, n);
+  std::vector<int64_t> result;
+  for (int64_t i = 0; i < count; ++i) result.push_back(fit_[i * n / count]);
+  return result;
+}
+
+Projections HeadStream::project(int64_t window) const {
+  const AttentionSpec& spec = heads_->spec;
+  at::Tensor x = problem_->attention_input(problem_->teacher[window]);
+  if (x.size(1) < projection_.size(0)) x = at::cat({x, at::ones({x.size(0), 1}, x.options())}, 1);
+  const at::Tensor all = at::matmul(x, projection_)
+                             .reshape({x.size(0), spec.n_heads + 2 * spec.n_kv_heads, spec.head_dim})
+                             .transpose(0, 1);
+  const auto parts = all.split_with_sizes({spec.n_heads, spec.n_kv_heads, spec.n_kv_heads}, 0);
+  if (!spec.qk_norm) return {parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous()};
+  return {rms_normed(parts[0], heads_->q_norm, spec.qk_norm_eps).contiguous(),
+          rms_normed(parts[1], heads_->k_norm, spec.qk_norm_eps).contiguous(), parts[2].contiguous()};
+}
+
+at::Tensor HeadStream::probabilities(const at::Tensor& q, const at::Tensor& k) const {
+  const AttentionSpec& spec = heads_->spec;
+  return attention_probabilities({.q = rotate(q, table_).unsqueeze(0),
+                                  .k = rotate(k, table_).unsqueeze(0),
+                                  .v = {},
+                                  .scale = spec.scale,
+                                  .window = spec.window,
+                                  .softcap = spec.softcap})
+      .squeeze(0);
+}
+
+at::Tensor HeadStream::output(const at::Tensor& head_outputs) const {
+  return at::matmul(head_outputs.transpose(0, 1).flatten(1, 2), output_);
+}
+
+ResidualPath residual_path(const LayerProblem& problem) {
+  const at::Tensor ones = at::ones({1, problem.source.hidden_size}, problem.teacher.options());
+  const at::Tensor gain = problem.attention_residual
+                              ? problem.attention_residual(ones).squeeze(0).to(at::kCPU, at::kDouble)
+                              : at::ones({problem.source.hidden_size}, at::kDouble);
+  // A channel that the norm switches off keeps a tiny gain, so that its o_proj row can be mapped back.
+  const at::Tensor least = gain.abs().max() * 1e-6;
+  return {at::where(gain.abs() < least, least, gain)};
+}
+
+at::Tensor residual_factor(const LayerProblem& problem, const ResidualPath& path, const at::Tensor& output) {
+  if (!problem.attention_residual) return at::ones({output.size(0)}, output.options());
+  const at::Tensor scaled = output * path.gain.to(output.options());
+  const at::Tensor power = scaled.square().sum(-1).clamp_min(1e-30);
+  return (problem.attention_residual(output) * scaled).sum(-1) / power;
+}
+
+at::Tensor token_weights(const at::Tensor& residual, const at::Tensor& factor) {
+  return factor.square() / residual.square().sum(-1).clamp_min(1e-30);
+}
+
+}  // namespace cinch

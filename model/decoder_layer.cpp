@@ -1,0 +1,63 @@
+#include "model/decoder_layer.h"
+
+#include <ATen/ATen.h>
+
+namespace cinch {
+namespace {
+
+/// In place.
+at::Tensor& activate(at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::silu:
+      return at::silu_(x);
+    case Activation::gelu_tanh:
+      return at::gelu_(x, "tanh");
+    case Activation::gelu:
+      return at::gelu_(x);
+  }
+  return x;
+}
+
+}  // namespace
+
+DecoderLayer::DecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights weights)
+    : config_(&config),
+      attention_(config.layers.at(static_cast<size_t>(layer)), weights.attention),
+      weights_(std::move(weights)) {}
+
+at::Tensor DecoderLayer::attention_input(const at::Tensor& h) const {
+  return rms_norm(h, weights_.input_norm, config_->rms_norm_eps, config_->norm_offset);
+}
+
+at::Tensor DecoderLayer::attention_residual(const at::Tensor& attention_output) const {
+  if (!config_->sandwich_norms) return attention_output;
+  return rms_norm(attention_output, weights_.post_attention_norm, config_->rms_norm_eps, config_->norm_offset);
+}
+
+at::Tensor DecoderLayer::add_attention(const at::Tensor& h, const at::Tensor& attention_output) const {
+  return h + attention_residual(attention_output);
+}
+
+at::Tensor DecoderLayer::add_mlp(const at::Tensor& h) const {
+  const MlpWeights& mlp = weights_.mlp;
+  const at::Tensor& norm = config_->sandwich_norms ? weights_.pre_mlp_norm : weights_.post_attention_norm;
+  const at::Tensor x = rms_norm(h, norm, config_->rms_norm_eps, config_->norm_offset);
+  at::Tensor inner = at::linear(x, mlp.gate_proj, mlp.gate_bias);
+  activate(inner, config_->activation).mul_(at::linear(x, mlp.up_proj, mlp.up_bias));
+  at::Tensor out = at::linear(inner, mlp.down_proj, mlp.down_bias);
+  if (!config_->sandwich_norms) return out.add_(h);
+  return h + rms_norm(out, weights_.post_mlp_norm, config_->rms_norm_eps, config_->norm_offset);
+}
+
+at::Tensor DecoderLayer::forward(const at::Tensor& h, int64_t first, int64_t length, KvCache* cache) const {
+  return add_mlp(add_attention(h, attention_.forward(attention_input(h), first, length, cache)));
+}
+
+DecoderLayer DecoderLayer::with_attention(GroupedQueryAttention attention) const {
+  DecoderLayer copy = *this;
+  copy.weights_.attention = attention.weights();
+  copy.attention_ = std::move(attention);
+  return copy;
+}
+
+}  // namespace cinch

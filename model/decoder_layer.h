@@ -1,0 +1,40 @@
+// One decoder layer: norm, attention, residual, norm, MLP, residual; also in the parts that conversion needs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "attention/rms_norm.h"
+#include "model/layer_weights.h"
+#include "model/model_config.h"
+
+namespace cinch {
+
+class DecoderLayer {
+ public:
+  DecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights weights);
+
+  /// h (B, T, E) -> (B, T, E); positions start at `first`; `length` is the full sequence length for length-dependent
+  /// RoPE (0: first + T).
+  at::Tensor forward(const at::Tensor& h, int64_t first = 0, int64_t length = 0, KvCache* cache = nullptr) const;
+
+  /// What the attention reads: the normed input.
+  at::Tensor attention_input(const at::Tensor& h) const;
+  /// What attention adds to the residual stream: the o_proj output itself, or its norm where the family has sandwich
+  /// norms.
+  at::Tensor attention_residual(const at::Tensor& attention_output) const;
+  /// The residual stream after attention: h + attention_residual(attention_output).
+  at::Tensor add_attention(const at::Tensor& h, const at::Tensor& attention_output) const;
+  /// The second half of the layer: h + mlp(norm(h)).
+  at::Tensor add_mlp(const at::Tensor& h) const;
+
+  const GroupedQueryAttention& attention() const { return attention_; }
+  /// The same layer around other attention (its spec may have fewer KV heads). MLP and norms are shared, not copied.
+  DecoderLayer with_attention(GroupedQueryAttention attention) const;
+
+ private:
+  const ModelConfig* config_;
+  GroupedQueryAttention attention_;
+  LayerWeights weights_;
+};
+
+}  // namespace cinch

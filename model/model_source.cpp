@@ -1,0 +1,250 @@
+#include "model/model_source.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <array>
+
+#include "checkpoints/checkpoint_format.h"
+#include "checkpoints/layout.h"
+#include "core/errors.h"
+#include "core/files.h"
+#include "model/gguf_mapping.h"
+#include "model/mixed_layers.h"
+
+namespace cinch {
+namespace {
+
+std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
+
+/// All missing and mis-shaped tensors at once.
+void check_weights(const TensorSource& tensors, const std::vector<WeightSpec>& weights,
+                   const std::filesystem::path& path) {
+  constexpr size_t kShown = 50;
+  std::vector<std::string> faults;
+  for (const WeightSpec& weight : weights) {
+    const TensorInfo* info = tensors.find(weight.name);
+    if (info == nullptr) {
+      faults.push_back(fmt::format("\"{}\" is missing", weight.name));
+    } else if (info->shape != weight.shape) {
+      faults.push_back(fmt::format("\"{}\" is {}, config.json promises {}", weight.name, shape_text(info->shape),
+                                   shape_text(weight.shape)));
+    } else if (!is_weight_dtype(info->dtype)) {
+      faults.push_back(
+          fmt::format("\"{}\" has the type {}, which is no weight type", weight.name, dtype_name(info->dtype)));
+    }
+  }
+  if (faults.empty()) return;
+  const size_t count = faults.size();
+  if (count > kShown) faults.resize(kShown);
+  throw CheckpointError(fmt::format("{}: {} tensors do not fit the config: {}{}", path.string(), count,
+                                    fmt::join(faults, "; "), count > kShown ? "; ..." : ""));
+}
+
+class FolderSource : public ModelSource {
+ public:
+  explicit FolderSource(const std::filesystem::path& path) : path_(path) {
+    const std::filesystem::path config_path = path / "config.json";
+    if (!std::filesystem::exists(config_path)) {
+      throw ConfigError(fmt::format("{}: there is no config.json", path.string()),
+                        "a model is a Hugging Face folder, a cinch folder or a .gguf file");
+    }
+    const JsonObject json = JsonObject::from_file(config_path);
+    family_ = &family_of_config(json);
+    config_ = family_->parse(json);
+    read_layer_sizes(json, config_);
+    tensors_ = open_tensors(path);
+    // A checkpoint may leave the tie out of config.json.
+    if (!json.has("tie_word_embeddings") && tensors_->find(family_->head_name()) == nullptr)
+      config_.tie_word_embeddings = true;
+    check_weights(*tensors_, family_->weights(config_), path);
+  }
+
+  const std::filesystem::path& path() const override { return path_; }
+  const ModelConfig& config() const override { return config_; }
+  const ModelFamily& family() const override { return *family_; }
+  const TensorSource& tensors() const override { return *tensors_; }
+  std::unique_ptr<Tokenizer> tokenizer() const override { return load_tokenizer(path_); }
+  std::optional<GgufVocabulary> vocabulary() const override {
+    if (!std::filesystem::exists(path_ / "tokenizer.json") && !std::filesystem::exists(path_ / "tokenizer.model"))
+      return std::nullopt;
+    return gguf_vocabulary(path_);
+  }
+  std::map<std::string, std::string> side_files() const override {
+    static constexpr std::array kCarried = {
+        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json",     "merges.txt",      "chat_template.jinja",   "generation_config.json",  "LICENSE",
+        "LICENSE.txt",    "NOTICE"};
+    std::map<std::string, std::string> files;
+    for (const char* name : kCarried) {
+      if (std::filesystem::exists(path_ / name)) files[name] = read_text(path_ / name);
+    }
+    return files;
+  }
+  std::string quality_note() const override { return ""; }
+
+ private:
+  std::filesystem::path path_;
+  const ModelFamily* family_ = nullptr;
+  ModelConfig config_;
+  std::unique_ptr<TensorSource> tensors_;
+};
+
+/// A GGUF file seen under Hugging Face names and row orders.
+class RenamedTensors : public TensorSource {
+ public:
+  RenamedTensors(const GgufSource& inner, const ModelConfig& config) : inner_(inner), config_(config) {
+    for (const TensorInfo& info : inner.tensors()) {
+      const auto name = gguf_to_hf_name(info.name, config.family);
+      if (!name) continue;
+      TensorInfo renamed = info;
+      renamed.name = *name;
+      tensors_.push_back(std::move(renamed));
+      stored_names_[*name] = info.name;
+    }
+    build_index();
+  }
+
+  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
+  TensorData read(const std::string& name) const override {
+    const TensorInfo& info = require_tensor(*this, name);
+    TensorData data = inner_.read(stored_names_.at(name));
+    data.info = info;
+    if (stores_one_plus_weight(name, config_.family)) return less_one(data);
+    return has_permuted_rows(name, config_.family) ? unpermuted(std::move(data)) : data;
+  }
+  TensorData read_rows(const std::string& name, int64_t begin, int64_t end) const override {
+    const TensorInfo& info = require_tensor(*this, name);
+    if (!has_permuted_rows(name, config_.family) && !stores_one_plus_weight(name, config_.family)) {
+      TensorData data = inner_.read_rows(stored_names_.at(name), begin, end);
+      data.info = row_info(info, begin, end);
+      return data;
+    }
+    TensorData data = read(name);
+    const ByteRange range = row_range(info, begin, end, files().front().string());
+    data.bytes = data.bytes.subspan(range.offset, range.size);
+    data.info = row_info(info, begin, end);
+    return data;
+  }
+  void release(const std::string& name) const override {
+    if (const auto found = stored_names_.find(name); found != stored_names_.end()) inner_.release(found->second);
+  }
+  const std::map<std::string, std::string>& metadata() const override { return inner_.metadata(); }
+  std::vector<std::filesystem::path> files() const override { return inner_.files(); }
+  std::string format() const override { return inner_.format(); }
+
+ private:
+  static TensorData less_one(const TensorData& data) {
+    const at::Tensor weight = to_torch(data, torch_dtype(data.info.dtype)) - 1;
+    auto out = std::make_shared<std::vector<std::byte>>(to_bytes(weight, data.info.dtype));
+    return {data.info, *out, out};
+  }
+
+  /// Row 2j + half of each head becomes row (half, j).
+  TensorData unpermuted(TensorData data) const {
+    const int64_t rows = data.info.shape.front(), dim = config_.layers.front().head_dim;
+    const size_t row_bytes = data.bytes.size() / static_cast<size_t>(rows);
+    auto out = std::make_shared<std::vector<std::byte>>(data.bytes.size());
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t head = row / dim, inside = row % dim;
+      const int64_t target = head * dim + inside % 2 * (dim / 2) + inside / 2;
+      std::copy_n(data.bytes.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(row) * row_bytes), row_bytes,
+                  out->begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(target) * row_bytes));
+    }
+    return {std::move(data.info), *out, out};
+  }
+
+  const GgufSource& inner_;
+  const ModelConfig& config_;
+  std::vector<TensorInfo> tensors_;
+  std::map<std::string, std::string> stored_names_;
+};
+
+class GgufModelSource : public ModelSource {
+ public:
+  explicit GgufModelSource(const std::filesystem::path& path) : path_(path), file_(GgufSource::open(path)) {
+    const JsonObject json(gguf_to_config(*file_), path.string());
+    family_ = &family_of_config(json);
+    config_ = family_->parse(json);
+    tensors_ = std::make_unique<RenamedTensors>(*file_, config_);
+    check_weights(*tensors_, family_->weights(config_), path);
+    for (const TensorInfo& info : file_->tensors()) {
+      if (!info.stored_as.empty() && info.shape.size() > 1) stored_as_ = info.stored_as;
+    }
+  }
+
+  const std::filesystem::path& path() const override { return path_; }
+  const ModelConfig& config() const override { return config_; }
+  const ModelFamily& family() const override { return *family_; }
+  const TensorSource& tensors() const override { return *tensors_; }
+  std::unique_ptr<Tokenizer> tokenizer() const override {
+    const auto known = vocabulary();
+    return known ? make_gguf_tokenizer(*known) : nullptr;
+  }
+  std::optional<GgufVocabulary> vocabulary() const override {
+    GgufVocabulary known = read_gguf_vocabulary(*file_);
+    if (known.tokens.empty() || known.model == "none") return std::nullopt;
+    return known;
+  }
+  std::map<std::string, std::string> side_files() const override {
+    const auto known = vocabulary();
+    if (!known) return {};
+    Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
+    const auto name = [&](const char* key, const std::optional<int64_t>& id) {
+      if (id) config[key] = known->tokens[static_cast<size_t>(*id)];
+    };
+    name("bos_token", known->bos_id);
+    name("eos_token", known->eos_id);
+    name("unk_token", known->unk_id);
+    name("pad_token", known->pad_id);
+    if (const auto chat = file_->text("tokenizer.chat_template")) config["chat_template"] = *chat;
+    Json generation = Json::object();
+    if (known->bos_id) generation["bos_token_id"] = *known->bos_id;
+    if (known->eos_id) generation["eos_token_id"] = *known->eos_id;
+    return {{"tokenizer.json", tokenizer_json_of(*known)},
+            {"tokenizer_config.json", config.dump(2) + "\n"},
+            {"generation_config.json", generation.dump(2) + "\n"}};
+  }
+  std::string quality_note() const override {
+    return stored_as_.empty() ? ""
+                              : fmt::format(
+                                    "the weights were quantised ({}) before cinch saw them; start from unquantised "
+                                    "weights for better quality",
+                                    stored_as_);
+  }
+
+ private:
+  std::filesystem::path path_;
+  std::unique_ptr<GgufSource> file_;
+  const ModelFamily* family_ = nullptr;
+  ModelConfig config_;
+  std::unique_ptr<RenamedTensors> tensors_;
+  std::string stored_as_;
+};
+
+}  // namespace
+
+std::shared_ptr<ModelSource> ModelSource::open(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) throw ConfigError(fmt::format("{}: no such file or folder", path.string()));
+  return with_context(fmt::format("while opening the model {}", path.string()), [&]() -> std::shared_ptr<ModelSource> {
+    if (std::filesystem::is_directory(path)) return std::make_shared<FolderSource>(path);
+    if (gguf_format().recognises(path)) return std::make_shared<GgufModelSource>(path);
+    if (path.extension() == ".safetensors" || path.extension() == ".h5") {
+      throw ConfigError(fmt::format("{}: a tensor file alone does not say what model it is", path.string()),
+                        "name the folder that holds it and config.json");
+    }
+    throw ConfigError(fmt::format("{}: not a model", path.string()),
+                      "a model is a Hugging Face folder, a cinch folder or a .gguf file");
+  });
+}
+
+at::Tensor ModelSource::tensor(const std::string& name, at::ScalarType dtype) const {
+  return with_context(fmt::format("while reading tensor \"{}\"", name),
+                      [&] { return to_torch(tensors().read(name), dtype); });
+}
+
+TensorReader ModelSource::reader(at::ScalarType dtype) const {
+  return [this, dtype](const std::string& name) { return tensor(name, dtype); };
+}
+
+}  // namespace cinch

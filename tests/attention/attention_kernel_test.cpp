@@ -1,0 +1,119 @@
+#include "attention/attention_kernel.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace cinch {
+namespace {
+
+struct Shape {
+  int64_t batch, heads, kv_heads, head_dim, queries, keys;
+  int64_t first_query, first_key, window;
+  double softcap;
+};
+
+AttentionRequest request_of(const Shape& shape, at::ScalarType dtype) {
+  at::manual_seed(7);
+  AttentionRequest request;
+  request.q = at::randn({shape.batch, shape.heads, shape.queries, shape.head_dim}, at::kDouble).to(dtype);
+  request.k = at::randn({shape.batch, shape.kv_heads, shape.keys, shape.head_dim}, at::kDouble).to(dtype);
+  request.v = at::randn({shape.batch, shape.kv_heads, shape.keys, shape.head_dim}, at::kDouble).to(dtype);
+  request.first_query = shape.first_query;
+  request.first_key = shape.first_key;
+  request.scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
+  request.window = shape.window;
+  request.softcap = shape.softcap;
+  return request;
+}
+
+/// Every number by its own loop, in double.
+at::Tensor by_hand(const AttentionRequest& request) {
+  const at::Tensor q = request.q.to(at::kDouble), k = request.k.to(at::kDouble), v = request.v.to(at::kDouble);
+  const int64_t group = q.size(1) / k.size(1);
+  at::Tensor out = at::zeros_like(q);
+  for (int64_t b = 0; b < q.size(0); ++b) {
+    for (int64_t h = 0; h < q.size(1); ++h) {
+      for (int64_t i = 0; i < q.size(2); ++i) {
+        const int64_t t = request.first_query + i;
+        double total = 0;
+        at::Tensor sum = at::zeros({q.size(3)}, at::kDouble);
+        for (int64_t j = 0; j < k.size(2); ++j) {
+          const int64_t s = request.first_key + j;
+          if (s > t || (request.window > 0 && t - s >= request.window)) continue;
+          double score = q[b][h][i].dot(k[b][h / group][j]).item<double>() * request.scale;
+          if (request.softcap > 0) score = request.softcap * std::tanh(score / request.softcap);
+          total += std::exp(score);
+          sum += std::exp(score) * v[b][h / group][j];
+        }
+        out[b][h][i] = sum / total;
+      }
+    }
+  }
+  return out;
+}
+
+const std::vector<Shape>& small_shapes() {
+  static const std::vector<Shape> shapes = {
+      {2, 9, 3, 16, 7, 7, 0, 0, 0, 0},     // 9 heads of 3, causal
+      {1, 6, 6, 48, 5, 5, 0, 0, 3, 0},     // multi-head, window
+      {1, 6, 1, 8, 4, 9, 5, 0, 0, 0},      // multi-query, continues a cache
+      {1, 4, 2, 10, 1, 6, 5, 0, 0, 0},     // one new token
+      {1, 4, 2, 10, 1, 6, 9, 4, 4, 0},     // one new token, older ones dropped and beyond the window
+      {2, 6, 2, 12, 3, 8, 12, 7, 5, 0},    // a chunk with a window
+      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0},   // soft cap and window
+      {1, 6, 2, 16, 2, 9, 7, 0, 0, 30.0},  // soft cap, continues a cache
+  };
+  return shapes;
+}
+
+TEST(AttentionKernel, EveryKernelEqualsTheFormula) {
+  for (const auto& [dtype, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kFloat, 2e-6}, {at::kBFloat16, 3e-2}}) {
+    for (const Shape& shape : small_shapes()) {
+      const AttentionRequest request = request_of(shape, dtype);
+      const at::Tensor expected = by_hand(request);
+      for (const AttentionKernel* kernel : attention_kernels()) {
+        if (!kernel->missing(request).empty()) continue;
+        const at::Tensor found = kernel->run(request);
+        EXPECT_EQ(found.scalar_type(), dtype);
+        EXPECT_LT((found.to(at::kDouble) - expected).abs().max().item<double>(), tolerance) << kernel->name();
+      }
+    }
+  }
+}
+
+// Longer than the blocks of queries that bound memory, so that joining them is tested too.
+TEST(AttentionKernel, KernelsAgreeOnLongSequences) {
+  for (const Shape& shape : {Shape{1, 3, 1, 16, 1100, 1100, 0, 0, 0, 0}, Shape{1, 3, 1, 16, 1100, 1100, 0, 0, 300, 0},
+                             Shape{1, 2, 2, 8, 700, 900, 300, 100, 250, 0}}) {
+    const AttentionRequest request = request_of(shape, at::kDouble);
+    const at::Tensor reference = attention_kernels().back()->run(request);
+    const at::Tensor whole =
+        at::matmul(attention_probabilities(request), request.v.repeat_interleave(shape.heads / shape.kv_heads, 1));
+    EXPECT_LT((reference - whole).abs().max().item<double>(), 1e-12);
+    EXPECT_LT((attend(request) - whole).abs().max().item<double>(), 1e-12);
+  }
+}
+
+TEST(AttentionKernel, ProbabilitiesSumToOneOverVisibleKeys) {
+  const AttentionRequest request = request_of({1, 4, 2, 10, 5, 8, 6, 3, 3, 0}, at::kDouble);
+  const at::Tensor p = attention_probabilities(request);
+  EXPECT_EQ(p.sizes(), (std::vector<int64_t>{1, 4, 5, 8}));
+  EXPECT_LT((p.sum(-1) - 1).abs().max().item<double>(), 1e-12);
+  EXPECT_GT(p[0][0][0][3].item<double>(), 0.0);  // position 6 sees itself
+  EXPECT_EQ(p[0][0][0][4].item<double>(), 0.0);  // not the future
+  EXPECT_GT(p[0][0][4][5].item<double>(), 0.0);  // position 10 sees 8, the last inside a window of 3
+  EXPECT_EQ(p[0][0][4][4].item<double>(), 0.0);  // but not 7
+}
+
+TEST(AttentionKernel, DispatchSaysWhy) {
+  const AttentionRequest request = request_of({1, 2, 2, 8, 3, 3, 0, 0, 0, 50.0}, at::kFloat);
+  const std::vector<std::string> lines = explain_dispatch(request);
+  ASSERT_EQ(lines.size(), attention_kernels().size());
+  EXPECT_NE(lines[0].find("soft cap"), std::string::npos);
+  EXPECT_NE(lines.back().find("runs"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace cinch

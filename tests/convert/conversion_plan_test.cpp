@@ -1,0 +1,102 @@
+#include "convert/conversion_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "convert/converter.h"
+#include "core/errors.h"
+#include "tests/convert/tiny_model.h"
+
+namespace cinch {
+namespace {
+
+using testing::HasSubstr;
+
+ConversionRecipe recipe_to(const std::string& target) {
+  ConversionRecipe recipe;
+  parse_target(target, recipe);
+  recipe.method = "mean";
+  return recipe;
+}
+
+std::string fault_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return std::string(error.what()) + " | " + error.help();
+  }
+  return "no fault";
+}
+
+TEST(PlanConversion, CountsTensorsAndCache) {
+  const ConfigOnlySource source(tiny_config({.layers = 3, .heads = 8, .kv_heads = 8}));
+  const ConversionPlan plan = plan_conversion(source, recipe_to("gqa:2"), {.output = "out"});
+  EXPECT_DOUBLE_EQ(plan.kv_ratio, 0.25);
+  EXPECT_EQ(plan.target.layers[2].n_kv_heads, 2);
+  int derived = 0;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    if (tensor.role == TensorRole::derived) ++derived;
+    if (tensor.name == "model.layers.1.self_attn.k_proj.weight") {
+      EXPECT_EQ(tensor.shape, (std::vector<int64_t>{16, 32}));
+      EXPECT_EQ(tensor.role, TensorRole::derived);
+    }
+    if (tensor.name == "model.layers.1.mlp.up_proj.weight") {
+      EXPECT_EQ(tensor.role, TensorRole::kept);
+    }
+  }
+  EXPECT_EQ(derived, 12);
+  EXPECT_LT(plan.target_parameters, plan.source_parameters);
+  EXPECT_GT(plan.disk_bytes, 4 * plan.target_parameters);
+  EXPECT_DOUBLE_EQ(plan.break_even_tokens, 4.0 * static_cast<double>(plan.target_parameters) / static_cast<double>(plan.target.kv_bytes_per_token()));
+  for (const RuntimeVerdict& verdict : plan.runtimes) EXPECT_TRUE(verdict.loads) << verdict.name;
+}
+
+TEST(PlanConversion, RefusesTargetsThatDoNotShrinkTheCache) {
+  const ConfigOnlySource source(tiny_config({.heads = 8, .kv_heads = 4}));
+  const ModelWriterOptions output{.output = "out"};
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:4"), output); }), HasSubstr("would not shrink"));
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:8"), output); }), HasSubstr("larger"));
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:3"), output); }), HasSubstr("possible here: --to gqa:2, mqa"));
+  EXPECT_THROW(plan_conversion(source, recipe_to("gqa:3"), output), UnsupportedError);
+}
+
+TEST(PlanConversion, OddHeadCounts) {
+  const ConfigOnlySource source(tiny_config({.heads = 9, .kv_heads = 3, .head_dim = 48, .hidden = 36}));
+  EXPECT_THROW(plan_conversion(source, recipe_to("gqa:2"), {.output = "out"}), UnsupportedError);
+  EXPECT_NEAR(plan_conversion(source, recipe_to("mqa"), {.output = "out"}).kv_ratio, 1.0 / 3, 1e-12);
+}
+
+TEST(PlanConversion, PartialLayersAreForNativeFoldersOnly) {
+  const ConfigOnlySource source(tiny_config({.layers = 4}));
+  ConversionRecipe recipe = recipe_to("mqa");
+  recipe.layers = {1, 2};
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe, {.output = "out"}); }), HasSubstr("--for native"));
+  const ConversionPlan plan = plan_conversion(source, recipe, {.output = "out", .format = "hdf5"});
+  EXPECT_EQ(plan.target.layers[0].n_kv_heads, 4);
+  EXPECT_EQ(plan.target.layers[1].n_kv_heads, 1);
+  for (const RuntimeVerdict& verdict : plan.runtimes) EXPECT_FALSE(verdict.loads) << verdict.name;
+  recipe.layers = {4};
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe, {.output = "out", .format = "hdf5"}); }), HasSubstr("0 to 3"));
+}
+
+TEST(PlanConversion, ShortensWindowsToTheModelsContext) {
+  const ConfigOnlySource source(tiny_config({.context = 64}));
+  const ConversionPlan plan = plan_conversion(source, recipe_to("mqa"), {.output = "out"});
+  EXPECT_EQ(plan.recipe.calibration_window, 64);
+  EXPECT_EQ(plan.warnings.size(), 1u);
+}
+
+TEST(PlanConversion, JsonHasTheInterfacesKeys) {
+  const ConfigOnlySource source(tiny_config({}));
+  const Json json = plan_conversion(source, recipe_to("mqa"), {.output = "out"}).to_json();
+  for (const char* key : {"source", "target", "kv_ratio", "peak_memory_bytes", "disk_bytes", "seconds_estimate", "break_even_tokens", "runtimes"}) {
+    EXPECT_TRUE(json.contains(key)) << key;
+  }
+  EXPECT_EQ(json["source"]["layers"].size(), 2u);
+  EXPECT_EQ(json["target"]["kv_bytes_at"]["4096"], 2 * 2 * 2 * 8 * 4096);
+}
+
+}  // namespace
+}  // namespace cinch

@@ -1,0 +1,48 @@
+// Peak memory of a conversion must not grow with depth: one layer's weights and two residual streams are held, whatever the number of layers.
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <fstream>
+
+#include "convert/converter.h"
+#include "tests/convert/tiny_model.h"
+#include "tests/support/assets.h"
+
+namespace cinch {
+namespace {
+
+/// Makes the kernel forget the process's peak; false where it will not.
+bool reset_peak() {
+  ::malloc_trim(0);
+  std::ofstream file("/proc/self/clear_refs");
+  file << "5" << std::flush;
+  return file.good();
+}
+
+double peak_of_depth(const TempFolder& folder, int64_t layers) {
+  const auto model = folder / ("model" + std::to_string(layers));
+  const TinyShape shape{.layers = layers, .heads = 8, .kv_heads = 8, .head_dim = 32, .hidden = 256, .intermediate = 1024, .vocab = 4096, .context = 256};
+  write_tiny_model(model, shape);
+  ConversionRecipe recipe;
+  parse_target("gqa:2", recipe);
+  recipe.method = "procrustes";
+  recipe.calibration = {{folder / "text.ids", 1.0}};
+  recipe.calibration_tokens = 4096;
+  recipe.calibration_window = 256;
+  if (!reset_peak()) return 0;
+  const Json report = convert_model(ModelSource::open(model), recipe, {.output = {.output = folder / ("out" + std::to_string(layers))}}).json;
+  return report["peak_memory_bytes"].get<double>();
+}
+
+TEST(SlowConverterMemory, DoesNotGrowWithDepth) {
+  TempFolder folder;
+  write_tiny_ids(folder / "text.ids", 6000, 4096);
+  if (!reset_peak()) GTEST_SKIP() << "skipped: this system does not let a process reset its peak memory";
+  peak_of_depth(folder, 2);  // fills thread pools and allocator caches
+  const double shallow = peak_of_depth(folder, 8), deep = peak_of_depth(folder, 64);
+  EXPECT_GT(shallow, 0);
+  EXPECT_LT(deep, 1.1 * shallow);
+}
+
+}  // namespace
+}  // namespace cinch

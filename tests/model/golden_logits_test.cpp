@@ -1,0 +1,111 @@
+#include "tests/model/golden.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <ostream>
+
+#include "checkpoints/checkpoint_format.h"
+#include "model/decoder_model.h"
+
+namespace cinch {
+
+void PrintTo(const GoldenCase& test_case, std::ostream* stream) { *stream << test_case.name; }
+
+std::vector<GoldenCase> golden_families() {
+  std::vector<GoldenCase> cases;
+  for (const auto& entry : std::filesystem::directory_iterator(repo_file("tests/golden/model"))) {
+    if (std::filesystem::exists(entry.path() / "model.safetensors"))
+      cases.push_back({entry.path().filename().string()});
+  }
+  std::sort(cases.begin(), cases.end(), [](const GoldenCase& a, const GoldenCase& b) { return a.name < b.name; });
+  return cases;
+}
+
+std::vector<GoldenCase> golden_cases() {
+  std::vector<GoldenCase> cases = golden_families();
+  for (const char* rope :
+       {"dynamic", "linear", "llama3", "longrope", "longrope_attention_factor", "yarn", "yarn_mscale"}) {
+    cases.push_back({std::string("rope/") + rope});
+  }
+  return cases;
+}
+
+GoldenModel::GoldenModel(const GoldenCase& test_case) : path_(repo_file("tests/golden/model/" + test_case.name)) {
+  const auto golden = open_tensors(path_ / "golden.safetensors");
+  ids_ = to_torch(golden->read("ids"), at::kLong);
+  logits_ = to_torch(golden->read("logits"), at::kFloat);
+  if (!test_case.is_rope_variant()) return;
+  std::filesystem::copy_file(path_ / "config.json", folder_ / "config.json");
+  std::filesystem::create_symlink(repo_file("tests/golden/model/llama_gqa/model.safetensors"),
+                                  folder_ / "model.safetensors");
+  path_ = folder_.path();
+}
+
+double relative_difference(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor expected = b.to(at::kDouble);
+  return ((a.to(at::kDouble) - expected).abs().max() / expected.abs().max()).item<double>();
+}
+
+namespace {
+
+class GoldenLogits : public testing::TestWithParam<GoldenCase> {};
+
+TEST_P(GoldenLogits, WholeModelEqualsTransformers) {
+  const GoldenModel golden(GetParam());
+  const DecoderModel model(golden.open(), at::kFloat);
+  EXPECT_LT(relative_difference(model.forward(golden.ids()), golden.logits()), 1e-5);
+}
+
+TEST_P(GoldenLogits, DoublePrecisionEqualsTransformers) {
+  const GoldenModel golden(GetParam());
+  const DecoderModel model(golden.open(), at::kDouble);
+  const at::Tensor logits = model.forward(golden.ids());
+  EXPECT_EQ(logits.scalar_type(), at::kDouble);
+  EXPECT_LT(relative_difference(logits, golden.logits()), 1e-5);
+}
+
+TEST_P(GoldenLogits, LayerStreamEqualsTransformers) {
+  const GoldenModel golden(GetParam());
+  LayerStream::Options options;
+  options.batch_tokens = 1;  // one window at a time
+  std::vector<at::Tensor> parts;
+  stream_logits(golden.open(), golden.ids(), options, [&](int64_t first, const at::Tensor& logits) {
+    EXPECT_EQ(first,
+              static_cast<int64_t>(parts.size() == 0 ? 0 : parts.front().size(0) * static_cast<int64_t>(parts.size())));
+    parts.push_back(logits.clone());
+  });
+  EXPECT_LT(relative_difference(at::cat(parts), golden.logits()), 1e-5);
+}
+
+std::string test_name(const testing::TestParamInfo<GoldenCase>& info) {
+  std::string name = info.param.name;
+  std::replace(name.begin(), name.end(), '/', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, GoldenLogits, testing::ValuesIn(golden_cases()), test_name);
+
+class RealModel : public testing::TestWithParam<std::pair<const char*, const char*>> {};
+
+TEST_P(RealModel, EqualsTransformers) {
+  const auto [name, folder] = GetParam();
+  const std::filesystem::path path = asset(std::string("models/") + folder);
+  CINCH_NEEDS_ASSET(path);
+  const auto golden = open_tensors(repo_file("tests/golden/model/real.safetensors"));
+  const at::Tensor ids = to_torch(golden->read(std::string(name) + ".ids"), at::kLong);
+  const at::Tensor expected = to_torch(golden->read(std::string(name) + ".logits"), at::kFloat);
+  const DecoderModel model(ModelSource::open(path), at::kFloat);
+  const at::Tensor logits = model.forward(ids);
+  const int64_t stride = std::max<int64_t>(1, logits.size(2) / 32);
+  EXPECT_LT((logits.slice(2, 0, logits.size(2), stride) - expected).abs().max().item<double>(), 2e-4);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, RealModel,
+                         testing::Values(std::pair("tinyllama_f32", "tinyllama3m-mha/hf-f32"),
+                                         std::pair("tinyllama_bf16", "tinyllama3m-mha/hf-bf16-sharded"),
+                                         std::pair("stories", "stories260K-gqa/hf-f32"),
+                                         std::pair("stories", "stories260K-gqa/stories260Ktok512.gguf")));
+
+}  // namespace
+}  // namespace cinch

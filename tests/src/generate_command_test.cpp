@@ -1,0 +1,39 @@
+#include <gmock/gmock.h>
+
+#include "tests/src/run_cinch.h"
+
+namespace cinch {
+namespace {
+
+std::vector<std::string> arguments(const std::vector<std::string>& more) {
+  std::vector<std::string> all = {"generate", stories_model(), "--prompt", "Once upon a time"};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+TEST(GenerateCommand, StreamsTheTextOfItsIds) {
+  const Outcome text = run_cinch(arguments({"-n", "24"}));
+  const Outcome json = run_cinch(arguments({"-n", "24", "--json"}));
+  ASSERT_EQ(text.code, 0) << text.err;
+  ASSERT_EQ(json.code, 0) << json.err;
+  EXPECT_EQ(json.json()["ids"].size(), 24u);
+  EXPECT_EQ(json.json()["text"].get<std::string>() + "\n", text.out);
+  EXPECT_THAT(text.out, testing::StartsWith(", there was a little"));
+  EXPECT_THAT(text.err, testing::HasSubstr("tokens/s"));
+  EXPECT_EQ(json.json()["kv_bytes_per_token"], 5 * 2 * 4 * 8 * 4);  // fp32 cache
+}
+
+TEST(GenerateCommand, SeedsDecideTheSample) {
+  const auto sample = [](const std::string& seed) { return run_cinch(arguments({"-n", "20", "--temperature", "1", "--seed", seed})).out; };
+  EXPECT_EQ(sample("1"), sample("1"));
+  EXPECT_NE(sample("1"), sample("2"));
+}
+
+TEST(GenerateCommand, NeedsATokenizer) {
+  const Outcome outcome = run_cinch({"generate", tiny_model(), "--prompt", "a"});
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.err, testing::HasSubstr("has no tokenizer"));
+}
+
+}  // namespace
+}  // namespace cinch

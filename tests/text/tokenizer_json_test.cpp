@@ -1,0 +1,133 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "core/digest.h"
+#include "core/errors.h"
+#include "core/files.h"
+#include "core/json.h"
+#include "tests/support/assets.h"
+#include "text/tokenizer.h"
+
+namespace cinch {
+namespace {
+
+using testing::HasSubstr;
+
+std::string from_hex(const std::string& hex) {
+  std::string bytes;
+  for (size_t i = 0; i < hex.size(); i += 2) bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  return bytes;
+}
+
+class GoldenTokenizer : public testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenTokenizer, GivesTheIdsAndTextOfHuggingFace) {
+  const std::string name = GetParam();
+  const auto tokenizer = load_tokenizer_json(repo_file("tests/golden/text/" + name + ".tokenizer.json"));
+  const JsonObject golden = JsonObject::from_file(repo_file("tests/golden/text/cases.json"));
+  const auto cases = golden.objects(name);
+  ASSERT_GE(cases.size(), 20u);
+  for (const JsonObject& row : cases) {
+    const std::string text = from_hex(row.string("hex"));
+    const std::vector<int64_t> ids = tokenizer->encode(text, false);
+    EXPECT_EQ(ids, row.integers("ids")) << name << ": \"" << text << '"';
+    EXPECT_EQ(tokenizer->encode(text, true), row.integers("with_special")) << name << ": \"" << text << '"';
+    EXPECT_EQ(tokenizer->decode(ids, false), row.string("decoded")) << name << ": \"" << text << '"';
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Components, GoldenTokenizer,
+                         testing::Values("gpt2", "llama3", "qwen2", "smollm", "llama2", "mistral", "gemma", "phi3"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+TEST(SlowTokenizer, RealTokenizersAgreeOnMegabytesOfText) {
+  CINCH_NEEDS_ASSET(asset("tokenizers/gpt2/tokenizer.json"));
+  const std::string golden_text = read_text(repo_file("tests/golden/text/real.json"));
+  const Json rows = parse_json(golden_text, "real.json");
+  ASSERT_FALSE(rows.empty());
+  for (const Json& row : rows) {
+    const auto tokenizer = load_tokenizer_json(asset(row.at("tokenizer")));
+    const std::vector<int64_t> ids = tokenizer->encode(read_text(asset(row.at("text"))), false);
+    EXPECT_EQ(ids.size(), row.at("count").get<size_t>()) << row.dump();
+    const std::vector<uint32_t> narrow(ids.begin(), ids.end());
+    EXPECT_EQ(sha256_hex(std::as_bytes(std::span(narrow))), row.at("sha256").get<std::string>()) << row.dump();
+  }
+}
+
+TEST(SlowTokenizer, SentencePieceModelAgreesWithItsTokenizerJson) {
+  CINCH_NEEDS_ASSET(asset("tokenizers/llama2/tokenizer.model"));
+  const auto json = load_tokenizer_json(asset("tokenizers/llama2/tokenizer.json"));
+  const auto model = load_sentencepiece(asset("tokenizers/llama2/tokenizer.model"));
+  const auto vocabulary = make_gguf_tokenizer(sentencepiece_vocabulary(asset("tokenizers/llama2/tokenizer.model")));
+  const std::string text = read_text(asset("text/wizard_of_oz.txt"));
+  const std::vector<int64_t> ids = json->encode(text, true);
+  ASSERT_GT(ids.size(), 10000u);
+  EXPECT_EQ(model->encode(text, true), ids);
+  EXPECT_EQ(vocabulary->encode(text, true), ids);
+  EXPECT_EQ(model->decode(ids, true), text);
+  EXPECT_EQ(vocabulary->decode(ids, true), text);
+}
+
+struct BadFile {
+  const char* name;
+  const char* from;
+  const char* to;
+  const char* message;
+};
+
+class BadTokenizer : public testing::TestWithParam<BadFile> {};
+
+TEST_P(BadTokenizer, IsRefusedByName) {
+  std::string text = read_text(repo_file("tests/golden/text/gpt2.tokenizer.json"));
+  const size_t at = text.find(GetParam().from);
+  ASSERT_NE(at, std::string::npos);
+  text.replace(at, std::strlen(GetParam().from), GetParam().to);
+  const TempFolder folder;
+  write_text(folder / "tokenizer.json", text);
+  try {
+    load_tokenizer(folder.path());
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr(GetParam().message));
+    EXPECT_THAT(error.what(), HasSubstr("tokenizer.json"));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, BadTokenizer,
+                         testing::Values(BadFile{"model", R"("type":"BPE")", R"("type":"WordPiece")", "WordPiece"},
+                                         BadFile{"pre_tokenizer", R"("pre_tokenizer":{"type":"ByteLevel")",
+                                                 R"("pre_tokenizer":{"type":"BertPreTokenizer")", "BertPreTokenizer"},
+                                         BadFile{"decoder", R"("decoder":{"type":"ByteLevel")",
+                                                 R"("decoder":{"type":"CTC")", "CTC"},
+                                         BadFile{"merge", R"("merges":[)", R"("merges":[["zzz","qqq"],)", "zzz"},
+                                         BadFile{"json", R"("version")", R"(version")", "JSON"}),
+                         [](const auto& param_info) { return std::string(param_info.param.name); });
+
+TEST(Tokenizer, AFolderWithoutOneGivesNothing) {
+  const TempFolder folder;
+  EXPECT_EQ(load_tokenizer(folder.path()), nullptr);
+}
+
+TEST(GgufVocabulary, SurvivesTheWayThroughGguf) {
+  for (const char* name : {"gpt2", "llama3", "qwen2", "smollm", "llama2"}) {
+    const TempFolder folder;
+    std::filesystem::copy_file(repo_file(std::string("tests/golden/text/") + name + ".tokenizer.json"),
+                               folder / "tokenizer.json");
+    write_text(folder / "tokenizer_config.json", R"({"bos_token": "<s>", "eos_token": {"content": "</s>"}})");
+    // SentencePiece vocabularies in GGUF have no added tokens that swallow the space before them.
+    const bool spm = std::string_view(name) == "llama2";
+    const std::string text = std::string("Once upon a time 1234 ") + (spm ? "" : "<|sep|>") + " naïve 😀\n\n end";
+    const auto original = load_tokenizer(folder.path());
+    const GgufVocabulary vocabulary = gguf_vocabulary(folder.path());
+    const auto again = make_gguf_tokenizer(vocabulary);
+    EXPECT_EQ(again->encode(text, true), original->encode(text, true)) << name;
+    EXPECT_EQ(again->bos_id(), original->bos_id()) << name;
+    EXPECT_EQ(again->eos_id(), original->eos_id()) << name;
+    EXPECT_TRUE(original->bos_id().has_value()) << name;
+  }
+}
+
+}  // namespace
+}  // namespace cinch

@@ -1,0 +1,115 @@
+#include "text/bpe.h"
+
+#include <fmt/format.h>
+
+#include <queue>
+
+#include "core/errors.h"
+#include "text/unicode.h"
+
+namespace cinch {
+
+BpeModel::BpeModel(Options options, const std::string& origin) : options_(std::move(options)) {
+  const auto id_of = [&](std::string_view piece, size_t rank) {
+    const auto found = options_.vocabulary.find(piece);
+    if (found == options_.vocabulary.end()) {
+      throw ConfigError(fmt::format("{}: model.merges[{}]: \"{}\" is not in the vocabulary", origin, rank, piece));
+    }
+    return found->second;
+  };
+  merges_.reserve(options_.merges.size() * 2);
+  for (size_t rank = 0; rank < options_.merges.size(); ++rank) {
+    const auto& [left, right] = options_.merges[rank];
+    merges_.try_emplace(pair_key(id_of(left, rank), id_of(right, rank)),
+                        Merge{static_cast<uint32_t>(rank), id_of(left + right, rank)});
+  }
+  options_.merges.clear();
+  if (options_.unknown) {
+    const auto found = options_.vocabulary.find(*options_.unknown);
+    if (found != options_.vocabulary.end()) unknown_id_ = found->second;
+  }
+  if (options_.byte_fallback) {
+    for (int byte = 0; byte < 256; ++byte) {
+      const auto found = options_.vocabulary.find(fmt::format("<0x{:02X}>", byte));
+      byte_ids_.push_back(found == options_.vocabulary.end() ? -1 : found->second);
+    }
+  }
+}
+
+std::vector<int64_t> BpeModel::symbols(std::string_view word) const {
+  std::vector<int64_t> result;
+  bool last_unknown = false;
+  for (size_t i = 0; i < word.size();) {
+    const std::string_view character = word.substr(i, utf8_length(word[i]));
+    i += character.size();
+    const auto found = options_.vocabulary.find(character);
+    if (found != options_.vocabulary.end()) {
+      result.push_back(found->second);
+      last_unknown = false;
+      continue;
+    }
+    bool all_bytes = !byte_ids_.empty();
+    for (const char byte : character) all_bytes = all_bytes && byte_ids_[static_cast<unsigned char>(byte)] >= 0;
+    if (all_bytes) {
+      for (const char byte : character) result.push_back(byte_ids_[static_cast<unsigned char>(byte)]);
+      last_unknown = false;
+    } else if (unknown_id_) {
+      if (!(last_unknown && options_.fuse_unknown)) result.push_back(*unknown_id_);
+      last_unknown = true;
+    }
+  }
+  return result;
+}
+
+void BpeModel::merge(std::vector<int64_t>& symbols) const {
+  struct Candidate {
+    uint32_t rank;
+    uint32_t left;
+    int64_t left_id, right_id, merged;
+    bool operator<(const Candidate& other) const { return std::tie(rank, left) > std::tie(other.rank, other.left); }
+  };
+  const auto count = static_cast<uint32_t>(symbols.size());
+  constexpr uint32_t kNone = UINT32_MAX;
+  std::vector<uint32_t> previous(count), next(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    previous[i] = i == 0 ? kNone : i - 1;
+    next[i] = i + 1 == count ? kNone : i + 1;
+  }
+  std::priority_queue<Candidate> queue;
+  const auto consider = [&](uint32_t left) {
+    if (left == kNone || next[left] == kNone) return;
+    const auto found = merges_.find(pair_key(symbols[left], symbols[next[left]]));
+    if (found != merges_.end())
+      queue.push({found->second.rank, left, symbols[left], symbols[next[left]], found->second.id});
+  };
+  for (uint32_t i = 0; i + 1 < count; ++i) consider(i);
+  while (!queue.empty()) {
+    const Candidate best = queue.top();
+    queue.pop();
+    const uint32_t right = next[best.left];
+    // Entries go stale when a neighbour was merged meanwhile.
+    if (symbols[best.left] != best.left_id || right == kNone || symbols[right] != best.right_id) continue;
+    symbols[best.left] = best.merged;
+    symbols[right] = -1;
+    next[best.left] = next[right];
+    if (next[right] != kNone) previous[next[right]] = best.left;
+    consider(previous[best.left]);
+    consider(best.left);
+  }
+  std::erase(symbols, -1);
+}
+
+void BpeModel::encode(std::string_view word, std::vector<int64_t>& ids) const {
+  if (options_.ignore_merges) {
+    const auto whole = options_.vocabulary.find(word);
+    if (whole != options_.vocabulary.end()) {
+      ids.push_back(whole->second);
+      return;
+    }
+  }
+  std::vector<int64_t> pieces = symbols(word);
+  if (pieces.size() > 1) merge(pieces);
+  ids.insert(ids.end(), pieces.begin(), pieces.end());
+}
+
+}  // namespace cinch

@@ -1,0 +1,46 @@
+// Documents and token windows for calibration and evaluation: plain text, jsonl ("text" field) and pre-tokenised files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "text/tokenizer.h"
+
+namespace cinch {
+
+/// A text source with its share of the tokens, from "FILE[:WEIGHT]".
+struct CorpusSpec {
+  std::filesystem::path path;
+  double weight = 1.0;
+};
+/// Throws UsageError on a missing file or a bad weight.
+CorpusSpec parse_corpus_spec(const std::string& text);
+
+/// .txt: one document; .jsonl/.json lines: one document per object; folder: every .txt in name order. Throws
+/// ConfigError.
+std::vector<std::string> read_documents(const std::filesystem::path& path);
+
+/// Whitespace-separated ids, .npy (uint16/int32/int64), or a token dataset (.h5). Throws ConfigError.
+std::vector<int64_t> read_token_file(const std::filesystem::path& path);
+bool is_token_file(const std::filesystem::path& path);
+
+/// The text (or ids) of a path joined into one id sequence: documents joined with "\n\n" and tokenised once, without
+/// special tokens.
+std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::filesystem::path& path);
+
+/// Calibration windows: `count` windows of `length` tokens, taken from the sources by weight, round robin, evenly
+/// spread over each source so that a longer budget only adds windows. Deterministic. Throws ConfigError when a source
+/// has too few tokens.
+struct TokenWindows {
+  int64_t length = 0;
+  std::vector<std::vector<int64_t>> windows;  // (W, T)
+};
+TokenWindows calibration_windows(const Tokenizer& tokenizer, const std::vector<CorpusSpec>& sources, int64_t count,
+                                 int64_t length);
+
+/// Disjoint windows from the start, remainder dropped.
+TokenWindows disjoint_windows(const std::vector<int64_t>& ids, int64_t length);
+
+}  // namespace cinch

@@ -1,0 +1,225 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/errors.h"
+#include "core/files.h"
+#include "text/bpe.h"
+#include "text/tokenizer.h"
+#include "text/tokenizer_json.h"
+#include "text/tokenizer_steps.h"
+#include "text/unicode.h"
+
+namespace cinch {
+namespace {
+
+constexpr size_t kCachedWordBytes = 64;
+constexpr size_t kCachedWords = 1 << 16;
+
+BpeModel::Options read_model(const JsonObject& model) {
+  const std::string type = model.string_or("type", "BPE");
+  if (type != "BPE")
+    throw UnsupportedError(fmt::format("{}: unknown model \"{}\"", model.where("type"), type),
+                           "cinch reads BPE tokenizers");
+  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (!model.string_or(key, "").empty()) throw UnsupportedError(fmt::format("{}: not supported", model.where(key)));
+  }
+  if (model.number_or("dropout", 0) != 0)
+    throw UnsupportedError(fmt::format("{}: BPE dropout is not supported", model.where("dropout")));
+  BpeModel::Options options;
+  const JsonObject vocabulary = model.object("vocab");
+  options.vocabulary.reserve(vocabulary.json().size());
+  for (const auto& [piece, id] : vocabulary.json().items()) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
+      throw ConfigError(fmt::format("{}: not a token id", vocabulary.where(piece)));
+    }
+    options.vocabulary.emplace(piece, id.get<int64_t>());
+  }
+  for (const Json& merge : model.json().value("merges", Json::array())) {
+    if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+      options.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
+      continue;
+    }
+    const std::string text = merge.is_string() ? merge.get<std::string>() : "";
+    const size_t space = text.find(' ');
+    if (space == std::string::npos) throw ConfigError(fmt::format("{}: a merge is two pieces", model.where("merges")));
+    options.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
+  }
+  if (model.has("unk_token")) options.unknown = model.string("unk_token");
+  options.fuse_unknown = model.boolean_or("fuse_unk", false);
+  options.byte_fallback = model.boolean_or("byte_fallback", false);
+  options.ignore_merges = model.boolean_or("ignore_merges", false);
+  return options;
+}
+
+std::vector<AddedToken> read_added_tokens(const JsonObject& root, bool normalized) {
+  std::vector<AddedToken> tokens;
+  if (!root.has("added_tokens")) return tokens;
+  for (const JsonObject& entry : root.objects("added_tokens")) {
+    AddedToken token;
+    token.content = entry.string("content");
+    token.id = entry.integer("id");
+    token.special = entry.boolean_or("special", false);
+    token.single_word = entry.boolean_or("single_word", false);
+    token.strip_left = entry.boolean_or("lstrip", false);
+    token.strip_right = entry.boolean_or("rstrip", false);
+    token.normalized = entry.boolean_or("normalized", !token.special);
+    if (token.id < 0 || token.id > INT32_MAX) throw ConfigError(fmt::format("{}: not a token id", entry.where("id")));
+    if (token.normalized == normalized) tokens.push_back(std::move(token));
+  }
+  return tokens;
+}
+
+/// Normalized tokens are searched for in normalized text, so their spelling is normalized too (Llama-2: "<s>" becomes
+/// "▁<s>").
+std::vector<AddedToken> normalize_contents(std::vector<AddedToken> tokens, const Normalizer& normalizer) {
+  for (AddedToken& token : tokens) token.content = normalizer(token.content);
+  return tokens;
+}
+
+class JsonTokenizer : public Tokenizer {
+ public:
+  JsonTokenizer(const JsonObject& root, const TokenizerHints& hints)
+      : raw_tokens_(read_added_tokens(root, false)),
+        normalizer_(make_normalizer(root.object_if("normalizer"))),
+        normalized_tokens_(normalize_contents(read_added_tokens(root, true), normalizer_)),
+        pre_tokenizer_(make_pre_tokenizer(root.object_if("pre_tokenizer"))),
+        model_(read_model(root.object("model")), root.origin()),
+        post_(make_post_processor(root.object_if("post_processor"))),
+        decoder_(make_decoder(root.object_if("decoder"))) {
+    int64_t top = -1;
+    for (const auto& [piece, id] : model_.vocabulary()) top = std::max(top, id);
+    for (const bool normalized : {false, true}) {
+      for (const AddedToken& token : read_added_tokens(root, normalized)) top = std::max(top, token.id);
+    }
+    pieces_.resize(static_cast<size_t>(top + 1));
+    special_.resize(pieces_.size());
+    for (const auto& [piece, id] : model_.vocabulary()) pieces_[static_cast<size_t>(id)] = piece;
+    for (const bool normalized : {false, true}) {
+      for (const AddedToken& token : read_added_tokens(root, normalized)) {
+        pieces_[static_cast<size_t>(token.id)] = token.content;
+        special_[static_cast<size_t>(token.id)] = token.special;
+        added_.emplace(token.content, token.id);
+      }
+    }
+    bos_ = hints.bos.empty() ? std::nullopt : id_of(hints.bos);
+    eos_ = hints.eos.empty() ? std::nullopt : id_of(hints.eos);
+    if (!bos_ && !post_.prefix.empty()) bos_ = post_.prefix.front();
+  }
+
+  std::vector<int64_t> encode(std::string_view text, bool add_special) const override {
+    std::vector<int64_t> ids;
+    if (add_special) ids = post_.prefix;
+    const std::string valid = repair_utf8(text);
+    bool first = true;
+    for (const auto& part : raw_tokens_.split(valid)) {
+      if (part.token != nullptr) {
+        ids.push_back(part.token->id);
+      } else {
+        encode_plain(part.text, first, ids);
+      }
+      first = false;
+    }
+    if (add_special) ids.insert(ids.end(), post_.suffix.begin(), post_.suffix.end());
+    return ids;
+  }
+
+  std::string decode(std::span<const int64_t> ids, bool skip_special) const override {
+    std::vector<std::string> pieces;
+    for (const int64_t id : ids) {
+      if (id < 0 || id >= vocab_size()) continue;
+      if (skip_special && special_[static_cast<size_t>(id)]) continue;
+      pieces.push_back(pieces_[static_cast<size_t>(id)]);
+    }
+    return fmt::format("{}", fmt::join(decoder_(std::move(pieces)), ""));
+  }
+
+  int64_t vocab_size() const override { return static_cast<int64_t>(pieces_.size()); }
+  std::optional<int64_t> bos_id() const override { return bos_; }
+  std::optional<int64_t> eos_id() const override { return eos_; }
+  std::string piece(int64_t id) const override {
+    return id >= 0 && id < vocab_size() ? pieces_[static_cast<size_t>(id)] : "";
+  }
+  std::optional<int64_t> id_of(std::string_view piece) const override {
+    if (const auto added = added_.find(piece); added != added_.end()) return added->second;
+    const auto found = model_.vocabulary().find(piece);
+    if (found == model_.vocabulary().end()) return std::nullopt;
+    return found->second;
+  }
+
+ private:
+  void encode_plain(std::string_view text, bool first, std::vector<int64_t>& ids) const {
+    const std::string normal = normalizer_(std::string(text));
+    for (const auto& part : normalized_tokens_.split(normal)) {
+      if (part.token != nullptr) {
+        ids.push_back(part.token->id);
+      } else {
+        for (const std::string& word : pre_tokenizer_({std::string(part.text)}, first)) encode_word(word, ids);
+      }
+      first = false;
+    }
+  }
+
+  void encode_word(const std::string& word, std::vector<int64_t>& ids) const {
+    if (word.size() > kCachedWordBytes) return model_.encode(word, ids);
+    auto found = cache_.find(word);
+    if (found == cache_.end()) {
+      if (cache_.size() >= kCachedWords) cache_.clear();
+      found = cache_.emplace(word, std::vector<int64_t>{}).first;
+      model_.encode(word, found->second);
+    }
+    ids.insert(ids.end(), found->second.begin(), found->second.end());
+  }
+
+  AddedTokenFinder raw_tokens_;
+  Normalizer normalizer_;
+  AddedTokenFinder normalized_tokens_;
+  PreTokenizer pre_tokenizer_;
+  BpeModel model_;
+  PostProcessor post_;
+  Decoder decoder_;
+  std::vector<std::string> pieces_;
+  std::vector<bool> special_;
+  VocabularyMap added_;
+  std::optional<int64_t> bos_, eos_;
+  mutable std::unordered_map<std::string, std::vector<int64_t>> cache_;
+};
+
+/// tokenizer_config.json writes special tokens as text or as an object with "content".
+std::string special_token(const JsonObject& config, const std::string& key) {
+  if (!config.has(key)) return "";
+  const Json& value = config.json().at(key);
+  if (value.is_string()) return value.get<std::string>();
+  return value.is_object() ? value.value("content", std::string()) : "";
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_json_tokenizer(const Json& json, const std::string& origin,
+                                               const TokenizerHints& hints) {
+  return std::make_unique<JsonTokenizer>(JsonObject(json, origin), hints);
+}
+
+TokenizerHints read_tokenizer_hints(const std::filesystem::path& folder) {
+  TokenizerHints hints;
+  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
+    if (!std::filesystem::exists(folder / name)) continue;
+    const JsonObject config = JsonObject::from_file(folder / name);
+    if (hints.bos.empty()) hints.bos = special_token(config, "bos_token");
+    if (hints.eos.empty()) hints.eos = special_token(config, "eos_token");
+  }
+  return hints;
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer_json(const std::filesystem::path& file) {
+  return make_json_tokenizer(parse_json(read_text(file), file.string()), file.string(),
+                             read_tokenizer_hints(file.parent_path()));
+}
+
+std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
+  if (std::filesystem::exists(folder / "tokenizer.json")) return load_tokenizer_json(folder / "tokenizer.json");
+  if (std::filesystem::exists(folder / "tokenizer.model")) return load_sentencepiece(folder / "tokenizer.model");
+  return nullptr;
+}
+
+}  // namespace cinch

@@ -1,0 +1,257 @@
+#include "text/tokenizer_steps.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "core/errors.h"
+#include "text/unicode.h"
+
+namespace cinch {
+namespace {
+
+std::string replace_all(std::string_view text, const Regex& pattern, const std::string& content) {
+  std::string result;
+  size_t position = 0;
+  for (const auto& [begin, end] : pattern.matches(text)) {
+    result.append(text.substr(position, begin - position));
+    result += content;
+    position = end;
+  }
+  result.append(text.substr(position));
+  return result;
+}
+
+Regex pattern_of(const JsonObject& step) {
+  const JsonObject pattern = step.object("pattern");
+  return pattern.has("Regex") ? Regex(pattern.string("Regex")) : Regex::literal(pattern.string("String"));
+}
+
+std::string strip_spaces(std::string_view text, bool left, bool right) {
+  while (left && !text.empty() && std::isspace(static_cast<unsigned char>(text.front()))) text.remove_prefix(1);
+  while (right && !text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.remove_suffix(1);
+  return std::string(text);
+}
+
+/// "<0x0A>" -> 10; -1 for anything else.
+int byte_of_piece(std::string_view piece) {
+  if (piece.size() != 6 || !piece.starts_with("<0x") || piece.back() != '>') return -1;
+  int value = -1;
+  const auto [end, error] = std::from_chars(piece.data() + 3, piece.data() + 5, value, 16);
+  return error == std::errc() && end == piece.data() + 5 ? value : -1;
+}
+
+std::vector<std::string> fall_back_to_bytes(const std::vector<std::string>& pieces) {
+  std::vector<std::string> result;
+  std::string bytes;
+  const auto flush = [&] {
+    // A run that is not valid UTF-8 becomes one replacement character per byte (tokenizers, ByteFallback).
+    if (bytes.empty()) return;
+    if (repair_utf8(bytes) == bytes) {
+      result.push_back(bytes);
+    } else {
+      for (size_t i = 0; i < bytes.size(); ++i) result.emplace_back("\xEF\xBF\xBD");
+    }
+    bytes.clear();
+  };
+  for (const std::string& piece : pieces) {
+    const int byte = byte_of_piece(piece);
+    if (byte >= 0) {
+      bytes += static_cast<char>(byte);
+    } else {
+      flush();
+      result.push_back(piece);
+    }
+  }
+  flush();
+  return result;
+}
+
+std::vector<std::string> join_byte_level(const std::vector<std::string>& pieces) {
+  std::string bytes;
+  for (const std::string& piece : pieces) {
+    std::string mapped;
+    bool all = true;
+    for (const uint32_t point : code_points(piece)) {
+      const int byte = text_to_byte(point);
+      all = all && byte >= 0;
+      mapped += static_cast<char>(byte);
+    }
+    bytes += all ? mapped : piece;  // an added token is spelled in plain text
+  }
+  return {repair_utf8(bytes)};
+}
+
+Decoder strip_decoder(const JsonObject& step) {
+  const std::string content = step.string("content");
+  const int64_t start = step.integer_or("start", 0), stop = step.integer_or("stop", 0);
+  return [=](std::vector<std::string> pieces) {
+    for (std::string& piece : pieces) {
+      for (int64_t i = 0; i < start && piece.starts_with(content); ++i) piece.erase(0, content.size());
+      for (int64_t i = 0; i < stop && piece.ends_with(content); ++i) piece.erase(piece.size() - content.size());
+    }
+    return pieces;
+  };
+}
+
+Decoder metaspace_decoder(const JsonObject& step) {
+  const std::string mark = step.string_or("replacement", "▁");
+  const bool prepended =
+      step.string_or("prepend_scheme", step.boolean_or("add_prefix_space", true) ? "always" : "never") != "never";
+  const Regex marks = Regex::literal(mark);
+  return [=](std::vector<std::string> pieces) {
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      if (i == 0 && prepended && pieces[i].starts_with(mark)) pieces[i].erase(0, mark.size());
+      pieces[i] = replace_all(pieces[i], marks, " ");
+    }
+    return pieces;
+  };
+}
+
+int64_t special_id(const JsonObject& tokens, const std::string& name) {
+  return tokens.object(name).integers("ids").at(0);
+}
+
+}  // namespace
+
+Normalizer make_normalizer(const std::optional<JsonObject>& step) {
+  if (!step) return [](std::string text) { return text; };
+  const std::string type = step->string("type");
+  if (type == "NFC") return [](std::string text) { return normalize_unicode(text, NormalForm::nfc); };
+  if (type == "NFD") return [](std::string text) { return normalize_unicode(text, NormalForm::nfd); };
+  if (type == "NFKC") return [](std::string text) { return normalize_unicode(text, NormalForm::nfkc); };
+  if (type == "NFKD") return [](std::string text) { return normalize_unicode(text, NormalForm::nfkd); };
+  if (type == "Prepend") {
+    return [prefix = step->string("prepend")](std::string text) { return text.empty() ? text : prefix + text; };
+  }
+  if (type == "Replace") {
+    return [pattern = pattern_of(*step), content = step->string("content")](std::string text) {
+      return replace_all(text, pattern, content);
+    };
+  }
+  if (type == "Strip") {
+    return [left = step->boolean_or("strip_left", true), right = step->boolean_or("strip_right", true)](
+               std::string text) { return strip_spaces(text, left, right); };
+  }
+  if (type == "Sequence") {
+    std::vector<Normalizer> steps;
+    for (const JsonObject& inner : step->objects("normalizers")) steps.push_back(make_normalizer(inner));
+    return [steps](std::string text) {
+      for (const Normalizer& inner : steps) text = inner(std::move(text));
+      return text;
+    };
+  }
+  throw UnsupportedError(fmt::format("{}: unknown normalizer \"{}\"", step->where("type"), type));
+}
+
+Decoder make_decoder(const std::optional<JsonObject>& step) {
+  if (!step) {
+    return [](std::vector<std::string> pieces) {
+      for (size_t i = 1; i < pieces.size(); ++i)
+        pieces[i].insert(0, " ");  // tokenizers joins with spaces without a decoder
+      return pieces;
+    };
+  }
+  const std::string type = step->string("type");
+  if (type == "ByteLevel") return [](std::vector<std::string> pieces) { return join_byte_level(pieces); };
+  if (type == "ByteFallback") return [](std::vector<std::string> pieces) { return fall_back_to_bytes(pieces); };
+  if (type == "Metaspace") return metaspace_decoder(*step);
+  if (type == "Strip") return strip_decoder(*step);
+  if (type == "Fuse") {
+    return [](std::vector<std::string> pieces) {
+      return std::vector<std::string>{fmt::format("{}", fmt::join(pieces, ""))};
+    };
+  }
+  if (type == "Replace") {
+    return [pattern = pattern_of(*step), content = step->string("content")](std::vector<std::string> pieces) {
+      for (std::string& piece : pieces) piece = replace_all(piece, pattern, content);
+      return pieces;
+    };
+  }
+  if (type == "Sequence") {
+    std::vector<Decoder> steps;
+    for (const JsonObject& inner : step->objects("decoders")) steps.push_back(make_decoder(inner));
+    return [steps](std::vector<std::string> pieces) {
+      for (const Decoder& inner : steps) pieces = inner(std::move(pieces));
+      return pieces;
+    };
+  }
+  throw UnsupportedError(fmt::format("{}: unknown decoder \"{}\"", step->where("type"), type));
+}
+
+PostProcessor make_post_processor(const std::optional<JsonObject>& step) {
+  PostProcessor result;
+  if (!step) return result;
+  const std::string type = step->string("type");
+  if (type == "ByteLevel") return result;
+  if (type == "Sequence") {
+    for (const JsonObject& inner : step->objects("processors")) {
+      const PostProcessor part = make_post_processor(inner);
+      result.prefix.insert(result.prefix.begin(), part.prefix.begin(), part.prefix.end());
+      result.suffix.insert(result.suffix.end(), part.suffix.begin(), part.suffix.end());
+    }
+    return result;
+  }
+  if (type != "TemplateProcessing") {
+    throw UnsupportedError(fmt::format("{}: unknown post-processor \"{}\"", step->where("type"), type));
+  }
+  bool seen_sequence = false;
+  for (const JsonObject& part : step->objects("single")) {
+    if (part.has("Sequence")) {
+      seen_sequence = true;
+    } else {
+      const int64_t id = special_id(step->object("special_tokens"), part.object("SpecialToken").string("id"));
+      (seen_sequence ? result.suffix : result.prefix).push_back(id);
+    }
+  }
+  return result;
+}
+
+AddedTokenFinder::AddedTokenFinder(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
+  std::erase_if(tokens_, [](const AddedToken& token) { return token.content.empty(); });
+  std::stable_sort(tokens_.begin(), tokens_.end(),
+                   [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
+  for (size_t i = 0; i < tokens_.size(); ++i)
+    by_first_byte_[static_cast<unsigned char>(tokens_[i].content.front())].push_back(i);
+}
+
+const AddedToken* AddedTokenFinder::match_at(std::string_view text, size_t position) const {
+  const auto bucket = by_first_byte_.find(static_cast<unsigned char>(text[position]));
+  if (bucket == by_first_byte_.end()) return nullptr;
+  for (const size_t i : bucket->second) {
+    const AddedToken& token = tokens_[i];
+    if (!text.substr(position).starts_with(token.content)) continue;
+    if (token.single_word) {
+      const size_t end = position + token.content.size();
+      const auto before = code_points(text.substr(0, position)), after = code_points(text.substr(end, 4));
+      if ((!before.empty() && is_word_character(before.back())) || (!after.empty() && is_word_character(after.front())))
+        continue;
+    }
+    return &token;
+  }
+  return nullptr;
+}
+
+std::vector<AddedTokenFinder::Part> AddedTokenFinder::split(std::string_view text) const {
+  std::vector<Part> parts;
+  if (tokens_.empty()) return {{text, nullptr}};
+  size_t plain = 0;
+  for (size_t i = 0; i < text.size();) {
+    const AddedToken* token = match_at(text, i);
+    if (token == nullptr) {
+      ++i;
+      continue;
+    }
+    size_t begin = i, end = i + token->content.size();
+    while (token->strip_left && begin > plain && std::isspace(static_cast<unsigned char>(text[begin - 1]))) --begin;
+    while (token->strip_right && end < text.size() && std::isspace(static_cast<unsigned char>(text[end]))) ++end;
+    if (begin > plain) parts.push_back({text.substr(plain, begin - plain), nullptr});
+    parts.push_back({text.substr(begin, end - begin), token});
+    plain = i = end;
+  }
+  if (plain < text.size()) parts.push_back({text.substr(plain), nullptr});
+  return parts;
+}
+
+}  // namespace cinch
