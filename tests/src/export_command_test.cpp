@@ -22,7 +22,9 @@ TEST_P(ExportFormat, KeepsTheFunctionAndRefusesToReplace) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(outcome.json()["output"], out);
   EXPECT_EQ(run_cinch({"verify", out}).code, 0);
-  if (format != "safetensors") EXPECT_NEAR(perplexity(out), perplexity(stories_model()), 1e-4);
+  if (format != "safetensors") {
+    EXPECT_NEAR(perplexity(out), perplexity(stories_model()), 1e-4);
+  }
   const Outcome again = run_cinch({"export", stories_model(), out, "--format", format});
   EXPECT_NE(again.code, 0);
   EXPECT_THAT(again.err, testing::HasSubstr("--force"));
