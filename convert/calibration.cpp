@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -88,13 +89,30 @@ std::vector<CorpusSpec> bundled_sources(const std::filesystem::path& folder) {
   return sources;
 }
 
-std::vector<int64_t> choose_held_out(int64_t windows) {
+std::vector<int64_t> choose_held_out(const std::vector<size_t>& sources) {
+  const auto windows = static_cast<int64_t>(sources.size());
   const int64_t count = std::min(kMostHeldOut, windows / 4);
+  std::map<size_t, std::vector<int64_t>> of_source;
+  for (int64_t w = 0; w < windows; ++w) of_source[sources[static_cast<size_t>(w)]].push_back(w);
+  // Shares first, each time one more for the source that has the smallest part of its windows held out.
+  std::map<size_t, int64_t> shares;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto part = [&](size_t source) {
+      return static_cast<double>(shares[source]) / static_cast<double>(of_source[source].size());
+    };
+    const auto next = std::min_element(of_source.begin(), of_source.end(), [&](const auto& a, const auto& b) {
+      return part(a.first) < part(b.first);
+    });
+    ++shares[next->first];
+  }
   std::vector<int64_t> chosen;
-  if (count == 0) return chosen;
-  const int64_t stride = windows / count;
-  // One window of each stretch, a step further each time: a plain stride would always meet the same file of a round-robin mixture.
-  for (int64_t i = 0; i < count; ++i) chosen.push_back(i * stride + i % stride);
+  for (const auto& [source, share] : shares) {
+    const std::vector<int64_t>& own = of_source[source];
+    for (int64_t i = 0; i < share; ++i) {
+      chosen.push_back(own[static_cast<size_t>(2 * i + 1) * own.size() / static_cast<size_t>(2 * share)]);
+    }
+  }
+  std::sort(chosen.begin(), chosen.end());
   return chosen;
 }
 
@@ -137,11 +155,12 @@ CalibrationSet load_calibration(const ModelSource& source, const ConversionRecip
   if (!tokenizer) tokenizer = std::make_unique<IdsOnly>(source.config().vocab_size);
   int64_t count = recipe.calibration_tokens / recipe.calibration_window;
   if (!needs_text) count = std::min(count, kPlainWindows);
-  set.windows = to_tensor(with_context("reading the calibration text", [&] {
+  const TokenWindows windows = with_context("reading the calibration text", [&] {
     return calibration_windows(*tokenizer, set.sources, count, recipe.calibration_window);
-  }));
+  });
+  set.windows = to_tensor(windows);
   check_vocabulary(set.windows, source.config().vocab_size);
-  set.held_out = choose_held_out(set.windows.size(0));
+  set.held_out = choose_held_out(windows.sources);
   if (!needs_text) {
     set.held_out.resize(static_cast<size_t>(set.windows.size(0)));
     std::iota(set.held_out.begin(), set.held_out.end(), 0);

@@ -25,8 +25,8 @@ struct CalibrationSet {
 /// Every .txt and .jsonl of the folder in name order, equal weights.
 std::vector<CorpusSpec> bundled_sources(const std::filesystem::path& folder);
 
-/// At most 8 windows, one in four or fewer, spread so that every file of a round-robin mixture is represented.
-std::vector<int64_t> choose_held_out(int64_t windows);
+/// At most 8 windows, one in four or fewer, spread evenly over each source and over the sources (one index per window).
+std::vector<int64_t> choose_held_out(const std::vector<size_t>& sources);
 
 /// `needs_text`: the method fits on activations. Throws ConfigError when the text is too short and UsageError when there is none.
 CalibrationSet load_calibration(const ModelSource& source, const ConversionRecipe& recipe, const std::filesystem::path& bundled,

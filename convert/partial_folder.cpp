@@ -90,10 +90,13 @@ Json PartialFolder::recorded_identity(const std::filesystem::path& output) {
   return parse_json(read_text(state), state.string());
 }
 
+std::filesystem::path PartialFolder::create(const std::filesystem::path& folder) {
+  on_disk("cannot create", folder, [&] { std::filesystem::create_directories(folder); });
+  return folder;
+}
+
 PartialFolder::PartialFolder(const std::filesystem::path& output, const Json& identity, Start start)
-    : output_(output), folder_(path_for(output)) {
-  on_disk("cannot create", folder_, [&] { std::filesystem::create_directories(folder_); });
-  lock();
+    : output_(output), folder_(create(path_for(output))), lock_(folder_) {
   const Json recorded = recorded_identity(output);
   if (!recorded.is_null() && start == Start::fresh) {
     throw UsageError(fmt::format("{}: an unfinished conversion to this output is here", folder_.string()),
@@ -111,19 +114,17 @@ PartialFolder::PartialFolder(const std::filesystem::path& output, const Json& id
   while (has_layer(resumed_layers_)) ++resumed_layers_;
 }
 
-PartialFolder::~PartialFolder() {
-  if (lock_ >= 0) ::close(lock_);
-}
-
-void PartialFolder::lock() {
-  const std::filesystem::path file = folder_ / "lock";
-  lock_ = ::open(file.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666);
-  if (lock_ < 0) throw_system_error("cannot write", file, errno);
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    ::close(std::exchange(lock_, -1));
-    throw Error(fmt::format("{}: another process is converting to this output", folder_.string()), "wait for it, or choose another output");
+PartialFolder::Lock::Lock(const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / "lock";
+  descriptor_ = ::open(file.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+  if (descriptor_ < 0) throw_system_error("cannot write", file, errno);
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+    ::close(descriptor_);
+    throw Error(fmt::format("{}: another process is converting to this output", folder.string()), "wait for it, or choose another output");
   }
 }
+
+PartialFolder::Lock::~Lock() { ::close(descriptor_); }
 
 void PartialFolder::start_over(const Json& identity) const {
   on_disk("cannot clear", folder_, [&] {

@@ -24,7 +24,6 @@ class PartialFolder {
   /// Takes the folder for `output`, creating it, and locks it against other processes. Throws UsageError when work is there and `start` is fresh, or
   /// when the recorded `identity` differs on resume (naming the keys).
   PartialFolder(const std::filesystem::path& output, const Json& identity, Start start);
-  ~PartialFolder();
   PartialFolder(const PartialFolder&) = delete;
   PartialFolder& operator=(const PartialFolder&) = delete;
 
@@ -58,11 +57,23 @@ class PartialFolder {
 
  private:
   std::filesystem::path layer_file(int64_t layer) const;
-  void lock();
+  static std::filesystem::path create(const std::filesystem::path& folder);
   void start_over(const Json& identity) const;
 
+  /// Keeps other processes away while it lives. Throws Error when one is there.
+  class Lock {
+   public:
+    explicit Lock(const std::filesystem::path& folder);
+    ~Lock();
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+   private:
+    int descriptor_ = -1;
+  };
+
   std::filesystem::path output_, folder_;
-  int lock_ = -1;
+  Lock lock_;
   int64_t resumed_layers_ = 0;
 };
 

@@ -153,8 +153,9 @@ void run(const EvalFlags& flags) {
   const auto model = open_model(flags.model, "MODEL");
   if (!flags.logits.empty()) return run_logits(flags, model, device);
   const auto reference = flags.reference.empty() ? nullptr : open_model(flags.reference, "--reference");
+  const PerplexityProtocol protocol = protocol_of(flags, model->config());
   const Input input = read_input(flags, *model, reference.get());
-  const EvalOptions options{.protocol = protocol_of(flags, model->config()), .dtype = dtype, .device = device, .bos_id = input.bos_id};
+  const EvalOptions options{.protocol = protocol, .dtype = dtype, .device = device, .bos_id = input.bos_id};
   const EvalReport report = evaluate(model, reference, input.ids, options);
   Json json = report.to_json();
   json["model"] = flags.model;

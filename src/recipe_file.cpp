@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
+#include <sstream>
 
 #include "core/errors.h"
 #include "core/json.h"
@@ -45,6 +47,13 @@ std::string toml_value(const std::string& text) {
   return quote + text + quote;
 }
 
+/// Of the default of a list, which CLI11 writes with blanks or as [a,b].
+std::vector<std::string> words(std::string list) {
+  std::replace_if(list.begin(), list.end(), [](char c) { return c == '[' || c == ']' || c == ','; }, ' ');
+  std::istringstream stream(list);
+  return {std::istream_iterator<std::string>(stream), {}};
+}
+
 }  // namespace
 
 std::string recipe_key(const CLI::Option& option) {
@@ -75,20 +84,22 @@ std::vector<CLI::ConfigItem> RecipeFormat::from_config(std::istream& input) cons
 std::string recipe_of(const CLI::App& command) {
   std::string text = fmt::format("# cinch {}\n", command.get_name());
   for (const CLI::Option* option : command.get_options([](const CLI::Option* o) { return o->get_configurable(); })) {
+    const bool takes_list = option->get_expected_max() > 1;
     std::vector<std::string> values = option->reduced_results();
     if (option->count() == 0) {
       if (option->get_expected_max() == 0) {
+        // A flag that can be given both ways means something else when it is not given.
+        if (!option->get_fnames().empty()) continue;
         values = {"false"};
       } else if (!option->get_default_str().empty()) {
-        values = {option->get_default_str()};
+        values = takes_list ? words(option->get_default_str()) : std::vector{option->get_default_str()};
       } else {
         continue;
       }
     }
     std::string joined;
     for (const std::string& value : values) joined += (joined.empty() ? "" : ", ") + toml_value(value);
-    const bool list = option->get_expected_max() > 1 && values.size() != 1;
-    text += fmt::format("{} = {}\n", recipe_key(*option), list ? "[" + joined + "]" : joined);
+    text += fmt::format("{} = {}\n", recipe_key(*option), takes_list && values.size() != 1 ? "[" + joined + "]" : joined);
   }
   return text;
 }

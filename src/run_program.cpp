@@ -74,7 +74,7 @@ int run(int argc, const char* const* argv) {
     return static_cast<int>(ExitCode::done);
   } catch (const CLI::CallForHelp&) {
     const auto parsed = app->get_subcommands();
-    print((parsed.empty() ? app.get() : parsed.front())->help());
+    print(parsed.empty() ? app->help() : parsed.front()->help(app->get_name()));
   } catch (const CLI::CallForVersion&) {
     print(app->version() + "\n");
   } catch (const CLI::Success&) {

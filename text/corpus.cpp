@@ -84,7 +84,7 @@ std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::file
 }
 
 TokenWindows disjoint_windows(const std::vector<int64_t>& ids, int64_t length) {
-  TokenWindows result{length, {}};
+  TokenWindows result{length, {}, {}};
   for (size_t begin = 0; begin + static_cast<size_t>(length) <= ids.size(); begin += static_cast<size_t>(length)) {
     result.windows.emplace_back(ids.begin() + static_cast<int64_t>(begin),
                                 ids.begin() + static_cast<int64_t>(begin) + length);
@@ -112,7 +112,7 @@ TokenWindows calibration_windows(const Tokenizer& tokenizer, const std::vector<C
     }
   }
   // Round robin by weight, windows spread evenly over each source.
-  TokenWindows result{length, {}};
+  TokenWindows result{length, {}, {}};
   while (static_cast<int64_t>(result.windows.size()) < count) {
     size_t next = 0;
     double lowest = 2;
@@ -126,6 +126,7 @@ TokenWindows calibration_windows(const Tokenizer& tokenizer, const std::vector<C
     const auto& windows = available[next].windows;
     const size_t position = static_cast<size_t>(taken[next]++) * windows.size() / static_cast<size_t>(wanted[next]);
     result.windows.push_back(windows[position]);
+    result.sources.push_back(next);
   }
   return result;
 }

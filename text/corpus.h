@@ -31,11 +31,11 @@ bool is_token_file(const std::filesystem::path& path);
 std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::filesystem::path& path);
 
 /// Calibration windows: `count` windows of `length` tokens, taken from the sources by weight, round robin, evenly
-/// spread over each source so that a longer budget only adds windows. Deterministic. Throws ConfigError when a source
-/// has too few tokens.
+/// spread over each source. Deterministic. Throws ConfigError when a source has too few tokens.
 struct TokenWindows {
   int64_t length = 0;
   std::vector<std::vector<int64_t>> windows;  // (W, T)
+  std::vector<size_t> sources;                // (W) index of the source of each window; empty for a single text
 };
 TokenWindows calibration_windows(const Tokenizer& tokenizer, const std::vector<CorpusSpec>& sources, int64_t count,
                                  int64_t length);

@@ -82,13 +82,19 @@ void dequantize(const GgufTensorType& type, std::span<const std::byte> blocks, s
       for (int i = 0; i < kGgufBlock; ++i) values[i] = scale * static_cast<float>(static_cast<int8_t>(block[2 + i]));
       continue;
     }
+    // Q4_0 centres the integer, Q4_1 adds an offset: in that order, so that zeros keep the sign that ggml gives them.
     const bool offset_form = type.name == "Q4_1";
-    const float offset = offset_form ? half_at(block + 2) : -8.0f * scale;
+    const float offset = offset_form ? half_at(block + 2) : 0.0f;
+    const int centre = offset_form ? 0 : 8;
     const std::byte* nibbles = block + (offset_form ? 4 : 2);
+    const auto value = [&](int nibble) {
+      const float scaled = static_cast<float>(nibble - centre) * scale;
+      return offset_form ? scaled + offset : scaled;
+    };
     for (int i = 0; i < kGgufBlock / 2; ++i) {
       const auto byte = static_cast<unsigned>(nibbles[i]);
-      values[i] = static_cast<float>(byte & 0xF) * scale + offset;
-      values[i + kGgufBlock / 2] = static_cast<float>(byte >> 4) * scale + offset;
+      values[i] = value(static_cast<int>(byte & 0xF));
+      values[i + kGgufBlock / 2] = value(static_cast<int>(byte >> 4));
     }
   }
 }

@@ -18,6 +18,8 @@ namespace {
 constexpr uint64_t kAlignment = 32;
 constexpr uint32_t kVersion = 3;
 
+uint64_t padded(uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
+
 class HeaderWriter {
  public:
   template <typename T>
@@ -58,7 +60,7 @@ class HeaderWriter {
         return put_array(std::get<std::vector<GgufValue>>(value.value));
     }
   }
-  void pad() { bytes_.resize((bytes_.size() + kAlignment - 1) / kAlignment * kAlignment); }
+  void pad() { bytes_.resize(padded(bytes_.size())); }
   const std::vector<std::byte>& bytes() const { return bytes_; }
 
  private:
@@ -76,6 +78,7 @@ class HeaderWriter {
   std::vector<std::byte> bytes_;
 };
 
+/// The value is of its type, and every string in it is valid UTF-8.
 bool holds(const GgufValue& value) {
   switch (value.type) {
     case GgufType::u8:
@@ -93,8 +96,10 @@ bool holds(const GgufValue& value) {
       return std::holds_alternative<double>(value.value);
     case GgufType::boolean:
       return std::holds_alternative<bool>(value.value);
-    case GgufType::string:
-      return std::holds_alternative<std::string>(value.value);
+    case GgufType::string: {
+      const auto* text = std::get_if<std::string>(&value.value);
+      return text != nullptr && is_valid_utf8(*text);
+    }
     case GgufType::array: {
       const auto* items = std::get_if<std::vector<GgufValue>>(&value.value);
       return items != nullptr && std::all_of(items->begin(), items->end(), [&](const GgufValue& item) {
@@ -111,7 +116,7 @@ void check_metadata(const GgufMetadata& metadata, const std::string& file) {
     const std::string where = fmt::format("{}: metadata key \"{}\"", file, key);
     if (!is_valid_utf8(key) || key.empty()) throw UsageError(where + ": not a valid key");
     if (!seen.insert(key).second) throw UsageError(where + ": given twice");
-    if (!holds(value)) throw UsageError(where + ": the value is not of its type (items of a list share one type)");
+    if (!holds(value)) throw UsageError(where + ": the value is not of its type (items of a list share one type, strings are UTF-8)");
     const auto* number = std::get_if<uint64_t>(&value.value);
     if (key == "general.alignment" && (number == nullptr || *number != kAlignment)) {
       throw UsageError(fmt::format("{}: this writer aligns to {}", where, kAlignment));
@@ -169,14 +174,12 @@ class GgufSink : public TensorSink {
       header.put(type.id);
       header.put(offset);
       offsets_.push_back(offset);
-      const uint64_t bytes = static_cast<uint64_t>(info.numel() / type.block_values * type.block_bytes);
-      offset += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+      offset += padded(static_cast<uint64_t>(info.numel() / type.block_values * type.block_bytes));
     }
     header.pad();
     data_begin_ = header.bytes().size();
-    data_bytes_ = offset;
     file_ = std::make_unique<AtomicFile>(path_);
-    file_->reserve(data_begin_ + data_bytes_);
+    file_->reserve(data_begin_ + offset);
     file_->write(header.bytes());
   }
 
@@ -184,7 +187,7 @@ class GgufSink : public TensorSink {
     const size_t position = ledger_.accept(name, bytes);
     const GgufTensorType type = stored_type(ledger_.tensors()[position]);
     const uint64_t offset = data_begin_ + offsets_[position];
-    if (type.block_values == 1) return file_->write_at(offset, bytes);
+    if (type.block_values == 1) return write_padded(offset, bytes);
     const size_t count = bytes.size() / sizeof(float);
     std::vector<float> values(count);
     std::memcpy(values.data(), bytes.data(), bytes.size());
@@ -195,33 +198,29 @@ class GgufSink : public TensorSink {
     std::vector<std::byte> blocks(count / static_cast<size_t>(type.block_values) *
                                   static_cast<size_t>(type.block_bytes));
     quantize_q8_0(values, blocks);
-    file_->write_at(offset, blocks);
+    write_padded(offset, blocks);
   }
 
   void commit() override {
     ledger_.check_complete();
-    // The last tensor's padding belongs to the file.
-    if (data_bytes_ > 0) pad_to(data_begin_ + data_bytes_);
     file_->commit();
   }
 
   const std::map<std::string, std::string>& digests() const override { return ledger_.digests(); }
 
  private:
-  void pad_to(uint64_t size) {
-    const size_t last = ledger_.tensors().size() - 1;
-    const GgufTensorType type = stored_type(ledger_.tensors()[last]);
-    const uint64_t end = data_begin_ + offsets_[last] +
-                         static_cast<uint64_t>(ledger_.tensors()[last].numel() / type.block_values * type.block_bytes);
-    const std::vector<std::byte> zeros(size - end);
-    file_->write_at(end, zeros);
+  /// A tensor's padding belongs to the file, that of the last one too.
+  void write_padded(uint64_t offset, std::span<const std::byte> bytes) {
+    file_->write_at(offset, bytes);
+    const std::vector<std::byte> zeros(padded(bytes.size()) - bytes.size());
+    file_->write_at(offset + bytes.size(), zeros);
   }
 
   std::filesystem::path path_;
   GgufMetadata metadata_;
   SinkLedger ledger_;
   std::vector<uint64_t> offsets_;
-  uint64_t data_begin_ = 0, data_bytes_ = 0;
+  uint64_t data_begin_ = 0;
   std::unique_ptr<AtomicFile> file_;
 };
 

@@ -221,7 +221,17 @@ TEST_P(FormatTest, TruncationAnywhereIsFound) {
   const size_t step = std::max<size_t>(1, whole.size() / 400);
   for (size_t size = 0; size < whole.size(); size += step) {
     write_text(folder_ / "cut", whole.substr(0, size));
-    EXPECT_THROW(format().open(folder_ / "cut"), Error) << size << " of " << whole.size() << " bytes";
+    try {
+      // A format may end in padding; a file that lacks some of it has lost nothing.
+      const auto cut = format().open(folder_ / "cut");
+      const auto source = format().open(file());
+      EXPECT_EQ(cut->tensors().size(), source->tensors().size()) << size << " of " << whole.size() << " bytes";
+      for (const TensorInfo& info : source->tensors()) {
+        EXPECT_EQ(copied(cut->read(info.name).bytes), copied(source->read(info.name).bytes)) << size << " " << info.name;
+      }
+      EXPECT_GT(size + 32, whole.size()) << "more than padding was cut";
+    } catch (const Error&) {
+    }
   }
 }
 

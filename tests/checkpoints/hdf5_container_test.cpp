@@ -66,7 +66,7 @@ TEST_F(Hdf5ContainerTest, H5dumpReadsIt) {
   const std::string text = read_text(out);
   EXPECT_THAT(text, HasSubstr("DATASET \"model.norm.weight\""));
   EXPECT_THAT(text, HasSubstr("\"/bfloat16\""));
-  EXPECT_THAT(text, HasSubstr("(48, 9)")) << text.substr(0, 500);
+  EXPECT_THAT(text, HasSubstr("( 48, 9 )")) << text.substr(0, 500);
 }
 
 TEST_F(Hdf5ContainerTest, DamagedMetadataAreFoundDamagedDataAreNotHidden) {

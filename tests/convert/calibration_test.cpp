@@ -22,18 +22,22 @@ ConversionRecipe small_recipe() {
 }
 
 TEST(HeldOut, AtMostEightAndEveryFileOfAMixture) {
-  EXPECT_TRUE(choose_held_out(3).empty());
-  EXPECT_EQ(choose_held_out(4).size(), 1u);
-  for (const int64_t files : {2, 3, 4, 5}) {
-    const std::vector<int64_t> chosen = choose_held_out(32);
-    EXPECT_EQ(chosen.size(), 8u);
-    std::set<int64_t> seen;
-    for (const int64_t window : chosen) {
-      EXPECT_LT(window, 32);
-      seen.insert(window % files);
-    }
-    EXPECT_EQ(static_cast<int64_t>(seen.size()), files);
+  EXPECT_TRUE(choose_held_out({0, 0, 0}).empty());
+  EXPECT_EQ(choose_held_out({0, 1, 0, 1}).size(), 1u);
+  for (const size_t files : {1, 2, 3, 4, 5, 7, 8}) {
+    std::vector<size_t> sources;
+    for (size_t w = 0; w < 32; ++w) sources.push_back(w % files);
+    const std::vector<int64_t> chosen = choose_held_out(sources);
+    EXPECT_EQ(std::set<int64_t>(chosen.begin(), chosen.end()).size(), 8u);
+    std::set<size_t> seen;
+    for (const int64_t window : chosen) seen.insert(sources.at(static_cast<size_t>(window)));
+    EXPECT_EQ(seen.size(), files);
   }
+}
+
+TEST(HeldOut, SpreadOverASingleText) {
+  const std::vector<int64_t> chosen = choose_held_out(std::vector<size_t>(32, 0));
+  EXPECT_THAT(chosen, testing::ElementsAre(2, 6, 10, 14, 18, 22, 26, 30));
 }
 
 TEST(LoadCalibration, TokenFilesNeedNoTokenizer) {

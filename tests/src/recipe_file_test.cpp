@@ -35,6 +35,14 @@ TEST(Recipe, PrintedRecipesReadBack) {
   ASSERT_EQ(second.code, 0) << second.err;
   EXPECT_EQ(first.out, second.out);
   EXPECT_THAT(first.out, HasSubstr("calibration = [\"a b.txt:2\", \"c.jsonl\"]"));
+  EXPECT_THAT(first.out, HasSubstr("refit-lambdas = [0.001, 0.01, 0.1, 1]"));
+  EXPECT_THAT(first.out, HasSubstr("refit = false"));
+}
+
+TEST(Recipe, AFlagOfThreeStatesIsPrintedOnlyWhenGiven) {
+  const Outcome outcome = run_cinch({"convert", "in", "out", "--to", "mqa", "--print-config"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out, testing::Not(HasSubstr("\nrefit = ")));
 }
 
 TEST(Recipe, UnknownKeysNameTheNearest) {
