@@ -42,7 +42,12 @@ KeyMaps rank_one_keys(const HeadPlanes& planes, const KeyProblem& problem) {
   const int64_t g = problem.key.size(0);
   const at::Tensor moments = plane_moments(problem.key);  // (P, g, g)
   const Eigen eigen = eigen_descending(moments);
-  const at::Tensor top = eigen.vectors.select(2, 0);  // (P, g)
+  // An eigenvector's phase is arbitrary: it is chosen so that the shared key stays as close as it can to the average,
+  // which matters where the coordinates of keys are not free (QK-norm).
+  const at::Tensor any_phase = eigen.vectors.select(2, 0);  // (P, g)
+  const at::Tensor sum = any_phase.sum(1, /*keepdim=*/true), size = sum.abs();
+  const at::Tensor phase = at::where(size > 1e-9, sum / size.clamp_min(1e-300), at::ones_like(sum));
+  const at::Tensor top = any_phase * phase.conj();
   const at::Tensor power = eigen.values.select(1, 0), total = eigen.values.sum(1);
   const at::Tensor usable = power > 0;
   const at::Tensor scale =

@@ -27,6 +27,10 @@ struct Normal {
     residual += (error.square().sum(1) * weights).sum().item<double>();
     target += (goal.square().sum(1) * weights).sum().item<double>();
   }
+  void add(const Normal& other) {
+    gram.add_(other.gram);
+    cross.add_(other.cross);
+  }
   /// Loss after the change (n, E).
   double loss(const at::Tensor& change) const {
     return residual - 2 * (cross * change).sum().item<double>() +
@@ -40,12 +44,16 @@ std::vector<int64_t> all_windows(const LayerProblem& problem) {
   return result;
 }
 
-/// The change (n, E) for one lambda; the bias row, the last where there is one, is not shrunk.
-at::Tensor solve(const Normal& normal, double lambda, bool bias) {
+/// The change (n, E) for one lambda. Features are shrunk in proportion to the mean power of those that share their KV
+/// head, so that the scale of its values, which is free, does not matter; the bias row, the last where there is one, is
+/// not shrunk.
+at::Tensor solve(const Normal& normal, double lambda, int64_t kv_heads, bool bias) {
   const int64_t n = normal.gram.size(0), features = n - (bias ? 1 : 0);
   at::Tensor penalty = at::zeros({n}, at::kDouble);
-  const double power = normal.gram.diagonal().slice(0, 0, features).mean().item<double>();
-  penalty.slice(0, 0, features).fill_(lambda * std::max(power, 1e-300));
+  const at::Tensor power = normal.gram.diagonal().slice(0, 0, features).reshape({kv_heads, -1}).mean(1);
+  const double least = std::max(power.max().item<double>() * 1e-12, 1e-300);
+  penalty.slice(0, 0, features)
+      .copy_((lambda * power.clamp_min(least)).repeat_interleave(features / kv_heads));
   return solve_symmetric(normal.gram + at::diag(penalty), normal.cross);
 }
 
@@ -57,6 +65,7 @@ OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights&
   const ResidualPath path = residual_path(problem);
   const at::Tensor gain = path.gain.to(problem.teacher.options());
   const bool bias = merged.o_bias.defined();
+  const int64_t kv_heads = problem.target.n_kv_heads;
   Normal fit, held_out;
   for (const int64_t w : all_windows(problem)) {
     const at::Tensor h = problem.teacher[w], student = problem.student[w];
@@ -72,19 +81,17 @@ OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights&
   }
   const Normal& judge = held_out.gram.defined() ? held_out : fit;
   OutputRefit best{.o_proj = merged.o_proj, .o_bias = merged.o_bias, .lambda = 0, .held_out_loss = judge.residual};
-  at::Tensor change;
   for (const double lambda : lambdas) {
-    const at::Tensor candidate = solve(fit, lambda, bias);
-    const double loss = judge.loss(candidate);
+    const double loss = judge.loss(solve(fit, lambda, kv_heads, bias));
     if (loss < best.held_out_loss) {
       best.held_out_loss = loss;
       best.lambda = lambda;
-      change = candidate;
     }
   }
   best.held_out_loss /= std::max(judge.target, 1e-300);
-  if (!change.defined()) return best;
-  const at::Tensor rows = change.to(merged.o_proj.options());
+  if (best.lambda == 0) return best;
+  if (held_out.gram.defined()) fit.add(held_out);
+  const at::Tensor rows = solve(fit, best.lambda, kv_heads, bias).to(merged.o_proj.options());
   best.o_proj = merged.o_proj + rows.slice(0, 0, merged.o_proj.size(1)).transpose(0, 1);
   if (bias) best.o_bias = merged.o_bias + rows[merged.o_proj.size(1)];
   return best;

@@ -16,10 +16,10 @@ struct OutputRefit {
 
 /// With F the head outputs of `merged` on the converted stream h' and a = attention_residual(o_proj output on the
 /// original stream h), fits
-///   min_W sum_t w_t |h_t + a_t - h'_t - W F_t|^2 + lambda tr/(H*D) |W - W_merged|^2,   w_t = 1/|h_t|^2,
+///   min_W sum_t w_t |h_t + a_t - h'_t - W F_t|^2 + lambda |(W - W_merged) S|^2,   w_t = 1/|h_t|^2, S^2 the mean power of F per KV head,
 /// which also corrects the drift that the converted prefix has left in h'. The bias is fitted with it where the target
 /// has one. lambda is the one of `lambdas` with the least loss on the held-out windows (on the fitted ones when none
-/// are held out).
+/// are held out); with it the fit is made once more on all windows.
 ///
 /// With a norm after attention (Gemma-2) the fit is made in the o_proj output space: the target is y_t + (h_t - h'_t) /
 /// (factor_t gain), y the original o_proj output, that is, the norm is linearised at its original value; weights carry
