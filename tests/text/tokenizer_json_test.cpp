@@ -1,6 +1,9 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/digest.h"
@@ -21,6 +24,29 @@ std::string from_hex(const std::string& hex) {
   return bytes;
 }
 
+/// What differs from a row of tests/golden/text/cases.py, or nothing.
+std::string difference(const Tokenizer& tokenizer, const JsonObject& row) {
+  std::vector<int64_t> ids = row.integers("ids"), with_special = ids;
+  std::string text;
+  if (row.has("hex")) {
+    text = from_hex(row.string("hex"));
+    ids = tokenizer.encode(text, false);
+    with_special = tokenizer.encode(text, true);
+    if (ids != row.integers("ids"))
+      return fmt::format("{}: ids [{}], expected {}", row.string("hex"), fmt::join(ids, ","),
+                         row.json().at("ids").dump());
+    if (with_special != row.integers("with_special"))
+      return fmt::format("{}: with special tokens [{}]", row.string("hex"), fmt::join(with_special, ","));
+  }
+  const std::string decoded = tokenizer.decode(ids, false), skipped = tokenizer.decode(with_special, true);
+  if (decoded != row.string("decoded"))
+    return fmt::format("{} decodes to \"{}\", expected \"{}\"", row.json().at("ids").dump(), decoded,
+                       row.string("decoded"));
+  if (skipped != row.string("skipped"))
+    return fmt::format("{} without special tokens decodes to \"{}\"", row.json().at("ids").dump(), skipped);
+  return "";
+}
+
 class GoldenTokenizer : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenTokenizer, GivesTheIdsAndTextOfHuggingFace) {
@@ -29,18 +55,41 @@ TEST_P(GoldenTokenizer, GivesTheIdsAndTextOfHuggingFace) {
   const JsonObject golden = JsonObject::from_file(repo_file("tests/golden/text/cases.json"));
   const auto cases = golden.objects(name);
   ASSERT_GE(cases.size(), 20u);
-  for (const JsonObject& row : cases) {
-    const std::string text = from_hex(row.string("hex"));
-    const std::vector<int64_t> ids = tokenizer->encode(text, false);
-    EXPECT_EQ(ids, row.integers("ids")) << name << ": \"" << text << '"';
-    EXPECT_EQ(tokenizer->encode(text, true), row.integers("with_special")) << name << ": \"" << text << '"';
-    EXPECT_EQ(tokenizer->decode(ids, false), row.string("decoded")) << name << ": \"" << text << '"';
-  }
+  for (const JsonObject& row : cases) EXPECT_EQ(difference(*tokenizer, row), "") << name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Components, GoldenTokenizer,
                          testing::Values("gpt2", "llama3", "qwen2", "smollm", "llama2", "mistral", "gemma", "phi3"),
                          [](const auto& param_info) { return std::string(param_info.param); });
+INSTANTIATE_TEST_SUITE_P(Rules, GoldenTokenizer,
+                         testing::Values("split_isolated", "split_isolated_inverted", "split_removed",
+                                         "split_removed_inverted", "split_contiguous", "split_contiguous_inverted",
+                                         "split_merged_with_previous", "split_merged_with_previous_inverted",
+                                         "split_merged_with_next", "split_merged_with_next_inverted",
+                                         "split_empty_matches", "split_word", "metaspace_always", "metaspace_first",
+                                         "metaspace_never", "unknown_fused", "unknown_apart", "unknown_bytes", "strip",
+                                         "added_flags", "roberta", "bert_processing", "template_both_ends",
+                                         "no_decoder"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+/// Run by tests/golden/text/differential.py, which names the folder of its random cases.
+TEST(SlowTokenizer, AgreesOnTheCasesOfTheDifferentialScript) {
+  const char* folder = std::getenv("CINCH_TEXT_CASES");
+  if (folder == nullptr) GTEST_SKIP() << "skipped: CINCH_TEXT_CASES names no folder";
+  const std::filesystem::path path = folder;
+  const JsonObject golden = JsonObject::from_file(path / "cases.json");
+  size_t rows = 0, mismatches = 0;
+  for (const auto& [name, value] : golden.json().items()) {
+    const auto tokenizer = load_tokenizer_json(path / (name + ".tokenizer.json"));
+    for (const JsonObject& row : golden.objects(name)) {
+      const std::string found = difference(*tokenizer, row);
+      ++rows;
+      if (!found.empty() && ++mismatches <= 20) ADD_FAILURE() << name << ": " << found;
+    }
+  }
+  std::printf("%zu rows compared, %zu mismatches\n", rows, mismatches);
+  EXPECT_EQ(mismatches, 0u);
+}
 
 TEST(SlowTokenizer, RealTokenizersAgreeOnMegabytesOfText) {
   CINCH_NEEDS_ASSET(asset("tokenizers/gpt2/tokenizer.json"));
