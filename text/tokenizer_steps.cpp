@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 
 #include "core/errors.h"
 #include "text/unicode.h"
@@ -257,15 +258,22 @@ PostProcessor make_post_processor(const std::optional<JsonObject>& step) {
 
 AddedTokenFinder::AddedTokenFinder(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   std::erase_if(tokens_, [](const AddedToken& token) { return token.content.empty(); });
-  std::stable_sort(tokens_.begin(), tokens_.end(),
-                   [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
-  for (size_t i = 0; i < tokens_.size(); ++i)
-    by_first_byte_[static_cast<unsigned char>(tokens_[i].content.front())].push_back(i);
+  for (size_t i = 0; i < tokens_.size(); ++i) {
+    const std::string& content = tokens_[i].content;
+    if (!by_content_.emplace(content, i).second) continue;
+    lengths_[static_cast<unsigned char>(content.front())].push_back(content.size());
+  }
+  for (std::vector<size_t>& lengths : lengths_) {
+    std::sort(lengths.begin(), lengths.end(), std::greater<>());
+    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
+  }
 }
 
 const AddedToken* AddedTokenFinder::match_at(std::string_view text, size_t position) const {
-  for (const size_t i : by_first_byte_[static_cast<unsigned char>(text[position])]) {
-    if (text.substr(position).starts_with(tokens_[i].content)) return &tokens_[i];
+  for (const size_t length : lengths_[static_cast<unsigned char>(text[position])]) {
+    if (length > text.size() - position) continue;
+    const auto found = by_content_.find(text.substr(position, length));
+    if (found != by_content_.end()) return &tokens_[found->second];
   }
   return nullptr;
 }
@@ -281,11 +289,10 @@ std::vector<AddedTokenFinder::Part> AddedTokenFinder::split(std::string_view tex
     }
     size_t begin = i, end = i + token->content.size();
     i = end;  // the search goes on here, even inside of white space that the token takes with it
-    const std::string_view before = text.substr(0, begin), after = text.substr(end);
-    if (token->single_word && (ends_in_word(before) || starts_in_word(after))) continue;
-    if (token->strip_left) begin = std::max(begin - trailing_space(before), plain);
-    if (token->strip_right) end += leading_space(after);
-    begin = std::min(begin, end);
+    if (token->single_word && (ends_in_word(text.substr(0, begin)) || starts_in_word(text.substr(end)))) continue;
+    if (token->strip_left && begin > plain) begin -= trailing_space(text.substr(plain, begin - plain));
+    // Up to `plain` there is only white space when the token stands in what the one before it took along.
+    if (token->strip_right) end = end <= plain ? plain : end + leading_space(text.substr(end));
     if (begin > plain) parts.push_back({text.substr(plain, begin - plain), nullptr});
     parts.push_back({text.substr(begin, end - begin), token});
     plain = end;

@@ -7,9 +7,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "core/json.h"
+#include "text/bpe.h"
 #include "text/regex.h"
 
 namespace cinch {
@@ -56,7 +58,8 @@ class AddedTokenFinder {
  private:
   const AddedToken* match_at(std::string_view text, size_t position) const;
   std::vector<AddedToken> tokens_;
-  std::array<std::vector<size_t>, 256> by_first_byte_;  // longest first
+  std::unordered_map<std::string, size_t, StringHash, std::equal_to<>> by_content_;
+  std::array<std::vector<size_t>, 256> lengths_;  // of the tokens that begin with a byte, longest first
 };
 
 }  // namespace cinch

@@ -102,6 +102,8 @@ TEST(SlowTokenizer, RealTokenizersAgreeOnMegabytesOfText) {
     EXPECT_EQ(ids.size(), row.at("count").get<size_t>()) << row.dump();
     const std::vector<uint32_t> narrow(ids.begin(), ids.end());
     EXPECT_EQ(sha256_hex(std::as_bytes(std::span(narrow))), row.at("sha256").get<std::string>()) << row.dump();
+    const std::string decoded = tokenizer->decode(ids, false);
+    EXPECT_EQ(sha256_hex(std::as_bytes(std::span(decoded))), row.at("decoded_sha256").get<std::string>()) << row.dump();
   }
 }
 

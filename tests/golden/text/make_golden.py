@@ -4,7 +4,7 @@
     make_golden.py OUTPUT_FOLDER [ASSETS_FOLDER]
 
 Writes <name>.tokenizer.json, cases.json (see cases.py) and unicode.json (character classes and normal forms over all code points); with the
-assets also real.json (number and SHA-256 of the ids of real tokenizers over real texts; ids as little-endian u32).
+assets also real.json (number and SHA-256 of the ids of real tokenizers over real texts, ids as little-endian u32, and of the decoded text).
 """
 import hashlib
 import json
@@ -60,7 +60,8 @@ def real_rows(assets):
         t = Tokenizer.from_file(str(assets / tokenizer))
         for text in ("text/wikitext2/valid.txt", "text/wikitext2/test.txt", "text/tinyshakespeare.txt", "text/tinystories/tinystories_v2.clean.jsonl"):
             ids = t.encode((assets / text).read_bytes().decode("utf-8", errors="replace"), add_special_tokens=False).ids
-            yield {"tokenizer": tokenizer, "text": text, "count": len(ids), "sha256": digest(ids)}
+            decoded = hashlib.sha256(t.decode(ids, skip_special_tokens=False).encode()).hexdigest()
+            yield {"tokenizer": tokenizer, "text": text, "count": len(ids), "sha256": digest(ids), "decoded_sha256": decoded}
 
 
 rows = {}

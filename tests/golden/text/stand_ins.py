@@ -1,4 +1,5 @@
 """Small tokenizers built with Hugging Face `tokenizers` from the components of real ones, and odder ones that bring out single rules."""
+import collections
 import json
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -37,7 +38,9 @@ def spm(normalizer, pre, decoder, separator):
         t.pre_tokenizer = pre
     t.decoder = decoder
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
-    t.train_from_iterator(TRAINING, trainers.BpeTrainer(vocab_size=560, special_tokens=special, limit_alphabet=60, show_progress=False))
+    letters = collections.Counter("".join(TRAINING).replace(" ", "▁"))
+    alphabet = sorted(letters, key=lambda c: (-letters[c], c))[:60]  # the trainer's own choice among equals is by chance
+    t.train_from_iterator(TRAINING, trainers.BpeTrainer(vocab_size=560, special_tokens=special, initial_alphabet=alphabet, limit_alphabet=60, show_progress=False))
     data = json.loads(t.to_str())  # byte tokens are ordinary vocabulary in real files
     data["added_tokens"] = [a for a in data["added_tokens"] if not a["content"].startswith("<0x")]
     t = Tokenizer.from_str(json.dumps(data))
