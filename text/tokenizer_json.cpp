@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kCachedWordBytes = 64;
 constexpr size_t kCachedWords = 1 << 16;
-constexpr uint64_t kMaxId = INT32_MAX;
+constexpr int64_t kMaxId = (1 << 22) - 1;  // the tables by id stay small whatever a file says
 
 /// The two large members of "model", taken out of the tree so that it can be copied freely.
 struct ModelTables {
@@ -41,7 +41,7 @@ VocabularyMap read_vocabulary(const Json& table, const JsonObject& model) {
   VocabularyMap vocabulary;
   vocabulary.reserve(table.size());
   for (const auto& [piece, id] : table.get_ref<const Json::object_t&>()) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() > kMaxId) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > kMaxId) {
       throw ConfigError(fmt::format("{}: \"{}\": {} is not a token id", model.where("vocab"), piece, id.dump()));
     }
     vocabulary.emplace(piece, id.get<int64_t>());
@@ -124,10 +124,15 @@ std::vector<AddedToken> read_added_tokens(const JsonObject& root, const Vocabula
 
 /// The tokens that are searched for in normalized text, or the others. The spelling of the former is normalized too
 /// (Llama-2: "<s>" becomes "▁<s>").
-AddedTokenFinder make_finder(std::vector<AddedToken> tokens, bool normalized, const Normalizer& normalizer) {
+AddedTokenFinder make_finder(std::vector<AddedToken> tokens, bool normalized, const Normalizer& normalizer,
+                             const JsonObject& root) {
   std::erase_if(tokens, [&](const AddedToken& token) { return token.normalized != normalized; });
   for (AddedToken& token : tokens) {
-    if (normalized) token.content = normalizer(token.content);
+    const std::string content = normalized ? normalizer(token.content) : token.content;
+    if (content.empty())
+      throw UnsupportedError(
+          fmt::format("{}: nothing of \"{}\" is left by the normalizer", root.where("added_tokens"), token.content));
+    token.content = content;
   }
   return AddedTokenFinder(std::move(tokens));
 }
@@ -139,13 +144,14 @@ class JsonTokenizer : public Tokenizer {
         pre_tokenizer_(make_pre_tokenizer(root.object_if("pre_tokenizer"))),
         model_(read_model(root.object("model"), tables), root.origin()),
         added_tokens_(read_added_tokens(root, model_.vocabulary())),
-        raw_tokens_(make_finder(added_tokens_, false, normalizer_)),
-        normalized_tokens_(make_finder(added_tokens_, true, normalizer_)),
+        raw_tokens_(make_finder(added_tokens_, false, normalizer_, root)),
+        normalized_tokens_(make_finder(added_tokens_, true, normalizer_, root)),
         post_(make_post_processor(root.object_if("post_processor"))),
         decoder_(make_decoder(root.object_if("decoder"))) {
     if (const std::string version = root.string_or("version", "1.0"); version != "1.0")
       throw UnsupportedError(fmt::format("{}: unknown version \"{}\"", root.where("version"), version));
     list_pieces();
+    check_special_ids(root);
     bos_ = hints.bos.empty() ? std::nullopt : id_of(hints.bos);
     eos_ = hints.eos.empty() ? std::nullopt : id_of(hints.eos);
     if (!bos_ && !post_.prefix.empty()) bos_ = post_.prefix.front();
@@ -192,6 +198,16 @@ class JsonTokenizer : public Tokenizer {
   }
 
  private:
+  void check_special_ids(const JsonObject& root) const {
+    for (const auto& side : {post_.prefix, post_.suffix}) {
+      for (const int64_t id : side) {
+        if (id < 0 || id >= vocab_size())
+          throw ConfigError(fmt::format("{}: the id {} is outside of the vocabulary of {}",
+                                        root.where("post_processor"), id, vocab_size()));
+      }
+    }
+  }
+
   void list_pieces() {
     int64_t top = -1;
     for (const auto& [piece, id] : model_.vocabulary()) top = std::max(top, id);

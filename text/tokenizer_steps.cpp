@@ -163,7 +163,7 @@ PostProcessor read_template(const JsonObject& step) {
 /// The id of "cls" or "sep", written ["<s>", 0].
 int64_t spelled_id(const JsonObject& step, const std::string& key) {
   const Json value = step.json().value(key, Json());
-  if (!value.is_array() || value.size() != 2 || !value[0].is_string() || !value[1].is_number_unsigned()) {
+  if (!value.is_array() || value.size() != 2 || !value[0].is_string() || !value[1].is_number_integer()) {
     throw ConfigError(fmt::format("{}: expected a token and its id", step.where(key)));
   }
   return value[1].get<int64_t>();
@@ -290,9 +290,10 @@ std::vector<AddedTokenFinder::Part> AddedTokenFinder::split(std::string_view tex
     size_t begin = i, end = i + token->content.size();
     i = end;  // the search goes on here, even inside of white space that the token takes with it
     if (token->single_word && (ends_in_word(text.substr(0, begin)) || starts_in_word(text.substr(end)))) continue;
-    if (token->strip_left && begin > plain) begin -= trailing_space(text.substr(plain, begin - plain));
+    if (token->strip_left) begin = begin > plain ? begin - trailing_space(text.substr(plain, begin - plain)) : plain;
     // Up to `plain` there is only white space when the token stands in what the one before it took along.
     if (token->strip_right) end = end <= plain ? plain : end + leading_space(text.substr(end));
+    if (begin >= end) continue;  // nothing is left of it
     if (begin > plain) parts.push_back({text.substr(plain, begin - plain), nullptr});
     parts.push_back({text.substr(begin, end - begin), token});
     plain = end;

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +14,7 @@
 #include "core/json.h"
 #include "tests/support/assets.h"
 #include "text/tokenizer.h"
+#include "text/tokenizer_json.h"
 
 namespace cinch {
 namespace {
@@ -69,7 +72,8 @@ INSTANTIATE_TEST_SUITE_P(Rules, GoldenTokenizer,
                                          "split_empty_matches", "split_word", "metaspace_always", "metaspace_first",
                                          "metaspace_never", "unknown_fused", "unknown_apart", "unknown_bytes", "strip",
                                          "added_flags", "roberta", "bert_processing", "template_both_ends",
-                                         "no_decoder"),
+                                         "published_0", "published_1", "published_2", "published_3", "string_merges",
+                                         "random_merges", "no_decoder"),
                          [](const auto& param_info) { return std::string(param_info.param); });
 
 /// Run by tests/golden/text/differential.py, which names the folder of its random cases.
@@ -155,6 +159,88 @@ INSTANTIATE_TEST_SUITE_P(Table, BadTokenizer,
                                          BadFile{"merge", R"("merges":[)", R"("merges":[["zzz","qqq"],)", "zzz"},
                                          BadFile{"json", R"("version")", R"(version")", "JSON"}),
                          [](const auto& param_info) { return std::string(param_info.param.name); });
+
+/// Every place in `json` outside of the long lists, as JSON pointers.
+void list_places(const Json& json, const Json::json_pointer& at, std::vector<Json::json_pointer>& places) {
+  places.push_back(at);
+  size_t count = 0;
+  if (json.is_object()) {
+    for (const auto& [key, value] : json.items()) {
+      if (++count <= 12) list_places(value, at / key, places);
+    }
+  } else if (json.is_array()) {
+    for (size_t i = 0; i < std::min<size_t>(json.size(), 4); ++i) list_places(json[i], at / i, places);
+  }
+}
+
+TEST(Tokenizer, NoChangeOfAFileLeadsOutOfTheProjectsErrors) {
+  const std::vector<Json> values = {
+      nullptr, 0,   -1,     4194304,        1e300,         UINT64_MAX,     true,
+      "",      "x", "\\p{", "\xEF\xBF\xBD", Json::array(), Json::object(), Json::array({"a", -1})};
+  size_t refused = 0, accepted = 0;
+  for (const char* name :
+       {"added_flags", "bert_processing", "template_both_ends", "published_0", "published_1", "published_2",
+        "published_3", "string_merges", "random_merges", "metaspace_first", "unknown_bytes", "split_word"}) {
+    const Json sound =
+        parse_json(read_text(repo_file(std::string("tests/golden/text/") + name + ".tokenizer.json")), name);
+    std::vector<Json::json_pointer> places;
+    list_places(sound, Json::json_pointer(), places);
+    for (const auto& place : places) {
+      for (const Json& value : values) {
+        Json changed = sound;
+        changed[place] = value;
+        try {
+          const auto tokenizer = make_json_tokenizer(changed, "tokenizer.json", {});
+          tokenizer->decode(tokenizer->encode(" ab-- 1\xFF'", true), true);
+          ++accepted;
+        } catch (const Error&) {
+          ++refused;
+        }
+      }
+    }
+  }
+  EXPECT_GT(refused, 500u);
+  EXPECT_GT(accepted, 100u);
+}
+
+TEST(Tokenizer, FaultsOfIdsAreNamed) {
+  const Json sound = parse_json(read_text(repo_file("tests/golden/text/gpt2.tokenizer.json")), "gpt2");
+  const auto message = [&](const char* place, const Json& value) -> std::string {
+    Json changed = sound;
+    changed[Json::json_pointer(place)] = value;
+    try {
+      make_json_tokenizer(changed, "tokenizer.json", {});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_THAT(message("/model/vocab/a", 2147483647), HasSubstr("\"a\": 2147483647 is not a token id"));
+  EXPECT_THAT(message("/added_tokens/2/id", 7), HasSubstr("\"<|sep|>\" has the id 7 here, but 420"));
+  EXPECT_THAT(message("/post_processor", Json{{"type", "BertProcessing"}, {"sep", {"x", 999}}, {"cls", {"y", 0}}}),
+              HasSubstr("the id 999 is outside of the vocabulary of 421"));
+  EXPECT_THAT(message("/model/merges/0", "a b c"), HasSubstr("merges[0]: a merge is two pieces"));
+}
+
+TEST(SlowTokenizer, LoadingAndLongWordsTakeSecondsAtMost) {
+  CINCH_NEEDS_ASSET(asset("tokenizers/gpt2/tokenizer.json"));
+  const auto seconds = [start = std::chrono::steady_clock::now()] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  for (const char* name : {"tokenizers/gpt2/tokenizer.json", "tokenizers/llama2/tokenizer.json"}) {
+    const double before = seconds();
+    const auto tokenizer = load_tokenizer_json(asset(name));
+    EXPECT_LT(seconds() - before, 1.0) << name;
+    for (const char* unit : {"a", "7", " ", "\n", "qwertyuiopasdf", "漢字", "<s>", "\xFF"}) {
+      std::string text;
+      while (text.size() < 1000000) text += unit;
+      const double start = seconds();
+      const std::vector<int64_t> ids = tokenizer->encode(text, false);
+      tokenizer->decode(ids, false);
+      EXPECT_LT(seconds() - start, 5.0) << name << ": " << unit;
+    }
+  }
+}
 
 TEST(Tokenizer, AFolderWithoutOneGivesNothing) {
   const TempFolder folder;

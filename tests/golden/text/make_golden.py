@@ -66,7 +66,7 @@ def real_rows(assets):
 
 rows = {}
 for name, t in {**stand_ins.named(), **stand_ins.odd()}.items():
-    (out / f"{name}.tokenizer.json").write_text(t.to_str())
+    (out / f"{name}.tokenizer.json").write_text(stand_ins.json_of(name, t))
     chance = random.Random(name)
     rows[name] = [cases.encode_row(t, raw) for raw in FIXED if len(raw) < 250 or name in stand_ins.named()]
     rows[name] += [cases.encode_row(t, cases.random_bytes(chance, t)) for _ in range(16)]

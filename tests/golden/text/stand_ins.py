@@ -1,6 +1,7 @@
 """Small tokenizers built with Hugging Face `tokenizers` from the components of real ones, and odder ones that bring out single rules."""
 import collections
 import json
+import random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -75,11 +76,13 @@ def with_post(t, post):
     return t
 
 
-def as_strings(t):
-    """The older form of merges: one string each."""
+def json_of(name, t):
+    """tokenizer.json text; for names that end in "string_merges" in the older form, one string for each merge."""
+    if not name.endswith("string_merges"):
+        return t.to_str()
     data = json.loads(t.to_str())
     data["model"]["merges"] = [" ".join(merge) for merge in data["model"]["merges"]]
-    return Tokenizer.from_str(json.dumps(data)), json.dumps(data, ensure_ascii=False)
+    return json.dumps(data, ensure_ascii=False)
 
 
 def added(content, **flags):
@@ -93,8 +96,96 @@ LEGACY = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace("
 MARKED = "ab1▁-'"  # the alphabet of dense() after Metaspace
 
 
+# Patterns of other published tokenizers: GPT-4 (cl100k), GPT-4o (o200k), DeepSeek-V3, and a way to cut digits from the right.
+PUBLISHED = [
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"\d{1,3}(?=(?:\d{3})*\b)",
+    r"[\u4e00-\u9fa5\u3040-\u309f]+",
+    r"\w+|[^\w\s]+",
+    r"\B.",
+    r"^\s|.$",
+    r"\p{Han}|\p{Hiragana}+",
+]
+
+
 def split(pattern, behaviour, invert=False):
     return pre_tokenizers.Split(Regex(pattern), behaviour, invert)
+
+
+def random_flags(chance):
+    return {flag: chance.random() < 0.4 for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+
+
+def random_bpe(chance):
+    """Merges without any order or sense, so that a queue meets many stale entries."""
+    pieces, merges = list("ab1 -'"), []
+    for _ in range(60):
+        pair = (chance.choice(pieces), chance.choice(pieces))
+        if len("".join(pair)) <= 8:
+            merges.append(pair)
+            if "".join(pair) not in pieces:
+                pieces.append("".join(pair))
+    chance.shuffle(merges)
+    vocab = ["<unk>", "<0x61>", "<0x0A>", "<0xC3>", "<0xA9>"] + pieces
+    return models.BPE(
+        {p: i for i, p in enumerate(vocab)}, merges, unk_token=chance.choice([None, "<unk>"]), fuse_unk=chance.random() < 0.5, byte_fallback=chance.random() < 0.5, ignore_merges=chance.random() < 0.3,
+    )
+
+
+def random_tokenizer(chance):
+    """Any components behind one another. Two pairs do not meet, because cinch does not follow `tokenizers` there: a normalizer that removes the
+    start of the text before prepend_scheme "first", and one that empties an added token (refused)."""
+    behaviours = ["isolated", "removed", "contiguous", "merged_with_previous", "merged_with_next"]
+
+    removing = chance.random() < 0.5
+
+    def scheme():
+        return chance.choice(["always", "never"] if removing else ["always", "first", "never"])
+
+    def pre():
+        return chance.choice([
+            lambda: split(chance.choice(PUBLISHED + [" ", "1", r"\s+", "a*", "(?=b)"]), chance.choice(behaviours), chance.random() < 0.3),
+            lambda: pre_tokenizers.Split(chance.choice([" ", "ab", "-"]), chance.choice(behaviours), chance.random() < 0.3),
+            lambda: pre_tokenizers.Digits(chance.random() < 0.5),
+            lambda: pre_tokenizers.Metaspace(prepend_scheme=scheme(), split=chance.random() < 0.5),
+            lambda: pre_tokenizers.ByteLevel(add_prefix_space=chance.random() < 0.5, use_regex=chance.random() < 0.5),
+        ])()
+
+    def normal():
+        return chance.choice([
+            lambda: normalizers.NFC(), lambda: normalizers.NFKC(), lambda: normalizers.NFD(), lambda: normalizers.Prepend("▁"), lambda: normalizers.Replace(" ", "▁"),
+            lambda: normalizers.Replace(Regex(chance.choice([r"\s+", r"\w", "a|b1", "x*"])), chance.choice(["", "b", "1 "] if removing else ["b", "1 "])),
+            lambda: normalizers.Strip(removing and chance.random() < 0.5, chance.random() < 0.5),
+        ])()
+
+    def decode():
+        return chance.choice([
+            lambda: decoders.Replace("▁", " "), lambda: decoders.ByteFallback(), lambda: decoders.Fuse(), lambda: decoders.Strip(chance.choice(" a"), chance.randrange(3), 0), lambda: decoders.Metaspace(prepend_scheme=scheme()), lambda: decoders.ByteLevel(),
+        ])()
+
+    kind = chance.randrange(3)
+    if kind == 0:
+        t = dense(alphabet=chance.choice(["ab1 -'", MARKED, "a_1²\u0301 "]))
+    elif kind == 1:
+        t = Tokenizer(random_bpe(chance))
+    else:
+        t = byte_level(BYTE_LEVEL, ignore_merges=chance.random() < 0.5)
+    steps = [pre() for _ in range(chance.randrange(3))] + ([BYTE_LEVEL] if kind == 2 else [])
+    if steps:
+        t.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    forms = [normal() for _ in range(chance.randrange(3))]
+    if forms:
+        t.normalizer = normalizers.Sequence(forms)
+    parts = [decode() for _ in range(chance.randrange(4))]
+    if parts:
+        t.decoder = decoders.Sequence(parts)
+    if chance.random() < 0.7:
+        contents = chance.sample(["ab", "abb", "-", "--", "'", "  ", " ", "\n", "bb", "a1", "▁a", "é", "<x>", "1", "b1"], chance.randrange(1, 7))
+        tokens = [AddedToken(c, **random_flags(chance)) for c in contents]
+        t.add_tokens([a for a in tokens if not (a.normalized and t.normalizer and t.normalizer.normalize_str(a.content) == "")])
+    return t
 
 
 def named():
@@ -134,6 +225,10 @@ def odd():
     made["roberta"] = with_post(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)), processors.RobertaProcessing(("</s>", 1), ("<s>", 0), trim_offsets=True, add_prefix_space=True))
     made["bert_processing"] = with_post(dense(vocab=["[CLS]", "[SEP]"]), processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0)))
     made["template_both_ends"] = with_post(dense(vocab=["<s>", "</s>"]), processors.Sequence([processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing(single="<s> $A </s> </s>", special_tokens=[("<s>", 0), ("</s>", 1)])]))
+    for i, pattern in enumerate(PUBLISHED[:4]):
+        made[f"published_{i}"] = byte_level(pre_tokenizers.Sequence([split(pattern, "isolated"), BYTE_LEVEL]))
+    made["string_merges"] = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))
+    made["random_merges"] = Tokenizer(random_bpe(random.Random(3)))
     made["no_decoder"] = dense()
     made["no_decoder"].decoder = None
     return made
