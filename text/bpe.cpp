@@ -3,13 +3,14 @@
 #include <fmt/format.h>
 
 #include <queue>
+#include <tuple>
 
 #include "core/errors.h"
 #include "text/unicode.h"
 
 namespace cinch {
 
-BpeModel::BpeModel(Options options, const std::string& origin) : options_(std::move(options)) {
+BpeModel::BpeModel(Options options, const std::string& origin) : options_(std::move(options)), origin_(origin) {
   const auto id_of = [&](std::string_view piece, size_t rank) {
     const auto found = options_.vocabulary.find(piece);
     if (found == options_.vocabulary.end()) {
@@ -18,12 +19,15 @@ BpeModel::BpeModel(Options options, const std::string& origin) : options_(std::m
     return found->second;
   };
   merges_.reserve(options_.merges.size() * 2);
+  std::string whole;
   for (size_t rank = 0; rank < options_.merges.size(); ++rank) {
     const auto& [left, right] = options_.merges[rank];
-    merges_.try_emplace(pair_key(id_of(left, rank), id_of(right, rank)),
-                        Merge{static_cast<uint32_t>(rank), id_of(left + right, rank)});
+    whole.assign(left).append(right);
+    // Of equal merges the last counts, as in tokenizers.
+    const int64_t left_id = id_of(left, rank), right_id = id_of(right, rank);
+    merges_[pair_key(left_id, right_id)] = {static_cast<uint32_t>(rank), id_of(whole, rank)};
   }
-  options_.merges.clear();
+  options_.merges = {};
   if (options_.unknown) {
     const auto found = options_.vocabulary.find(*options_.unknown);
     if (found != options_.vocabulary.end()) unknown_id_ = found->second;
@@ -36,28 +40,40 @@ BpeModel::BpeModel(Options options, const std::string& origin) : options_(std::m
   }
 }
 
+bool BpeModel::append_bytes(std::string_view character, std::vector<int64_t>& ids) const {
+  if (byte_ids_.empty()) return false;
+  for (const char byte : character) {
+    if (byte_ids_[static_cast<unsigned char>(byte)] < 0) return false;
+  }
+  for (const char byte : character) ids.push_back(byte_ids_[static_cast<unsigned char>(byte)]);
+  return true;
+}
+
+int64_t BpeModel::unknown_id() const {
+  if (unknown_id_) return *unknown_id_;
+  throw ConfigError(fmt::format("{}: model.unk_token: \"{}\" is not in the vocabulary", origin_, *options_.unknown));
+}
+
 std::vector<int64_t> BpeModel::symbols(std::string_view word) const {
   std::vector<int64_t> result;
-  bool last_unknown = false;
+  bool unknown_waits = false;  // an unknown token comes after the bytes that follow it, as in tokenizers
+  const auto flush = [&] {
+    if (unknown_waits) result.push_back(unknown_id());
+    unknown_waits = false;
+  };
   for (size_t i = 0; i < word.size();) {
     const std::string_view character = word.substr(i, utf8_length(word[i]));
     i += character.size();
     const auto found = options_.vocabulary.find(character);
     if (found != options_.vocabulary.end()) {
+      flush();
       result.push_back(found->second);
-      last_unknown = false;
-      continue;
-    }
-    bool all_bytes = !byte_ids_.empty();
-    for (const char byte : character) all_bytes = all_bytes && byte_ids_[static_cast<unsigned char>(byte)] >= 0;
-    if (all_bytes) {
-      for (const char byte : character) result.push_back(byte_ids_[static_cast<unsigned char>(byte)]);
-      last_unknown = false;
-    } else if (unknown_id_) {
-      if (!(last_unknown && options_.fuse_unknown)) result.push_back(*unknown_id_);
-      last_unknown = true;
+    } else if (!append_bytes(character, result) && options_.unknown) {
+      if (!options_.fuse_unknown) flush();
+      unknown_waits = true;
     }
   }
+  flush();
   return result;
 }
 
@@ -65,7 +81,7 @@ void BpeModel::merge(std::vector<int64_t>& symbols) const {
   struct Candidate {
     uint32_t rank;
     uint32_t left;
-    int64_t left_id, right_id, merged;
+    int64_t merged;
     bool operator<(const Candidate& other) const { return std::tie(rank, left) > std::tie(other.rank, other.left); }
   };
   const auto count = static_cast<uint32_t>(symbols.size());
@@ -79,16 +95,17 @@ void BpeModel::merge(std::vector<int64_t>& symbols) const {
   const auto consider = [&](uint32_t left) {
     if (left == kNone || next[left] == kNone) return;
     const auto found = merges_.find(pair_key(symbols[left], symbols[next[left]]));
-    if (found != merges_.end())
-      queue.push({found->second.rank, left, symbols[left], symbols[next[left]], found->second.id});
+    if (found != merges_.end()) queue.push({found->second.rank, left, found->second.id});
   };
   for (uint32_t i = 0; i + 1 < count; ++i) consider(i);
   while (!queue.empty()) {
     const Candidate best = queue.top();
     queue.pop();
     const uint32_t right = next[best.left];
-    // Entries go stale when a neighbour was merged meanwhile.
-    if (symbols[best.left] != best.left_id || right == kNone || symbols[right] != best.right_id) continue;
+    if (symbols[best.left] < 0 || right == kNone) continue;
+    // An entry is stale when a neighbour was merged meanwhile, unless what stands there now merges to the same token.
+    const auto now = merges_.find(pair_key(symbols[best.left], symbols[right]));
+    if (now == merges_.end() || now->second.id != best.merged) continue;
     symbols[best.left] = best.merged;
     symbols[right] = -1;
     next[best.left] = next[right];

@@ -30,7 +30,7 @@ class BpeModel {
   /// Throws ConfigError naming a merge whose parts or result are not in the vocabulary.
   BpeModel(Options options, const std::string& origin);
 
-  /// Appends the ids of one word.
+  /// Appends the ids of one word, in O(n log n). Throws ConfigError where the unknown token is needed and missing.
   void encode(std::string_view word, std::vector<int64_t>& ids) const;
   const VocabularyMap& vocabulary() const { return options_.vocabulary; }
 
@@ -44,9 +44,12 @@ class BpeModel {
   };
   static uint64_t pair_key(int64_t a, int64_t b) { return static_cast<uint64_t>(a) << 32 | static_cast<uint64_t>(b); }
   std::vector<int64_t> symbols(std::string_view word) const;
+  bool append_bytes(std::string_view character, std::vector<int64_t>& ids) const;
+  int64_t unknown_id() const;
   void merge(std::vector<int64_t>& symbols) const;
 
   Options options_;
+  std::string origin_;
   std::optional<int64_t> unknown_id_;
   std::vector<int64_t> byte_ids_;  // 256, or empty without byte fallback
   std::unordered_map<uint64_t, Merge, PairHash> merges_;

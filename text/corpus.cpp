@@ -84,6 +84,7 @@ std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::file
 }
 
 TokenWindows disjoint_windows(const std::vector<int64_t>& ids, int64_t length) {
+  if (length <= 0) throw UsageError(fmt::format("windows of {} tokens: the length must be positive", length));
   TokenWindows result{length, {}, {}};
   for (size_t begin = 0; begin + static_cast<size_t>(length) <= ids.size(); begin += static_cast<size_t>(length)) {
     result.windows.emplace_back(ids.begin() + static_cast<int64_t>(begin),

@@ -18,11 +18,11 @@ struct CorpusSpec {
 /// Throws UsageError on a missing file or a bad weight.
 CorpusSpec parse_corpus_spec(const std::string& text);
 
-/// .txt: one document; .jsonl/.json lines: one document per object; folder: every .txt in name order. Throws
+/// .jsonl: one document per line, its "text"; any other file: one document; folder: every .txt in name order. Throws
 /// ConfigError.
 std::vector<std::string> read_documents(const std::filesystem::path& path);
 
-/// Whitespace-separated ids, .npy (uint16/int32/int64), or a token dataset (.h5). Throws ConfigError.
+/// The ids of read_token_dataset.
 std::vector<int64_t> read_token_file(const std::filesystem::path& path);
 bool is_token_file(const std::filesystem::path& path);
 
@@ -40,7 +40,7 @@ struct TokenWindows {
 TokenWindows calibration_windows(const Tokenizer& tokenizer, const std::vector<CorpusSpec>& sources, int64_t count,
                                  int64_t length);
 
-/// Disjoint windows from the start, remainder dropped.
+/// Disjoint windows from the start, remainder dropped. Throws UsageError when the length is not positive.
 TokenWindows disjoint_windows(const std::vector<int64_t>& ids, int64_t length);
 
 }  // namespace cinch

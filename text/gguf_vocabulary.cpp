@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <unordered_map>
 
 #include "core/errors.h"
@@ -82,6 +83,7 @@ std::vector<std::array<std::string, 2>> merges_from_scores(const GgufVocabulary&
   std::unordered_map<std::string_view, int64_t> ids;
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const int32_t type = vocabulary.token_types[id];
+    if (vocabulary.tokens[id].empty()) continue;
     if (type == kNormal || type == kUserDefined) ids.emplace(vocabulary.tokens[id], static_cast<int64_t>(id));
   }
   struct Merge {
@@ -136,11 +138,31 @@ Json bpe_json(const GgufVocabulary& vocabulary, Json root) {
   return root;
 }
 
-Json vocabulary_json(const GgufVocabulary& vocabulary) {
+/// Nothing in a GGUF file is to be trusted.
+void check_vocabulary(const GgufVocabulary& vocabulary) {
+  for (const auto& id : {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, vocabulary.pad_id}) {
+    if (id && (*id < 0 || *id >= static_cast<int64_t>(vocabulary.tokens.size())))
+      throw ConfigError(
+          fmt::format("GGUF vocabulary: the special id {} is outside of its {} tokens", *id, vocabulary.tokens.size()));
+  }
   if (vocabulary.token_types.size() != vocabulary.tokens.size() ||
       (vocabulary.model == "llama" && vocabulary.scores.size() != vocabulary.tokens.size())) {
     throw ConfigError("GGUF vocabulary: tokens, scores and token types differ in number");
   }
+  for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+    if (repair_utf8(vocabulary.tokens[id]) != vocabulary.tokens[id])
+      throw ConfigError(fmt::format("GGUF vocabulary: token {} is not UTF-8", id));
+    if (vocabulary.model == "llama" && !std::isfinite(vocabulary.scores[id]))
+      throw ConfigError(fmt::format("GGUF vocabulary: the score of token {} is not a number", id));
+  }
+  for (size_t rank = 0; rank < vocabulary.merges.size(); ++rank) {
+    if (repair_utf8(vocabulary.merges[rank]) != vocabulary.merges[rank])
+      throw ConfigError(fmt::format("GGUF vocabulary: merge {} is not UTF-8", rank));
+  }
+}
+
+Json vocabulary_json(const GgufVocabulary& vocabulary) {
+  check_vocabulary(vocabulary);
   Json root = {{"version", "1.0"},
                {"truncation", nullptr},
                {"padding", nullptr},
@@ -165,7 +187,8 @@ Json vocabulary_json(const GgufVocabulary& vocabulary) {
   auto& pairs = vocab.get_ref<Json::object_t&>();
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
     const std::string& token = vocabulary.tokens[id];
-    if (unique.emplace(token, nullptr).second) pairs.push_back({token, id});
+    if (!unique.emplace(token, nullptr).second) continue;
+    pairs.push_back({token, id});
     const int32_t type = vocabulary.token_types[id];
     if (type != kControl && type != kUserDefined && type != kUnknown) continue;
     root["added_tokens"].push_back({{"id", id},
@@ -232,8 +255,9 @@ GgufVocabulary from_json(const std::filesystem::path& folder) {
   }
   if (root.has("added_tokens")) {
     for (const JsonObject& token : root.objects("added_tokens")) {
-      vocabulary.token_types.at(static_cast<size_t>(token.integer("id"))) =
-          token.boolean_or("special", false) ? kControl : kUserDefined;
+      const auto id = tokenizer->id_of(token.string("content"));
+      if (id)
+        vocabulary.token_types[static_cast<size_t>(*id)] = token.boolean_or("special", false) ? kControl : kUserDefined;
     }
   }
   if (model.has("unk_token")) {

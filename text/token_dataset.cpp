@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <optional>
+#include <span>
 
 #include "core/errors.h"
 #include "core/files.h"
@@ -16,6 +18,7 @@ namespace cinch {
 namespace {
 
 constexpr const char* kDataset = "tokens";
+constexpr int64_t kMaxId = INT32_MAX;  // of any tokenizer
 
 template <typename T>
 std::vector<int64_t> widen(std::span<const std::byte> bytes) {
@@ -32,61 +35,144 @@ std::vector<int64_t> widen(std::span<const std::byte> bytes) {
   throw ConfigError(fmt::format("{}: {}", path.string(), rule));
 }
 
+/// A whole text as a number; nothing else.
+std::optional<uint64_t> parse_number(std::string_view text) {
+  uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
 TokenDataset read_hdf5(const std::filesystem::path& path) {
   const MappedFile file(path);
   check_hdf5_seal(file.bytes(), path);
   const Hdf5Reader reader(path);
   for (const Hdf5Dataset& dataset : reader.datasets()) {
     if (dataset.name != kDataset) continue;
+    const bool narrow = dataset.dtype == Dtype::kU16;
+    if (!narrow && dataset.dtype != Dtype::kU32) refuse(path, "the dtype of \"tokens\" is neither uint16 nor uint32");
     if (dataset.offset > file.bytes().size() || dataset.bytes > file.bytes().size() - dataset.offset)
       refuse(path, "the tokens lie outside of the file");
     const auto bytes = file.bytes().subspan(dataset.offset, dataset.bytes);
     TokenDataset result;
-    result.ids = dataset.dtype == Dtype::kU16 ? widen<uint16_t>(bytes) : widen<uint32_t>(bytes);
-    result.vocab_size = std::stoll(reader.text_attribute(kDataset, "vocab_size").value_or("0"));
+    result.ids = narrow ? widen<uint16_t>(bytes) : widen<uint32_t>(bytes);
+    const std::string vocab_size = reader.text_attribute(kDataset, "vocab_size").value_or("0");
+    const std::optional<uint64_t> size = parse_number(vocab_size);
+    if (!size || *size > kMaxId + 1)
+      refuse(path, fmt::format("the attribute vocab_size \"{}\" is not a size", vocab_size));
+    result.vocab_size = static_cast<int64_t>(*size);
     result.tokenizer_digest = reader.text_attribute(kDataset, "tokenizer_digest").value_or("");
     return result;
   }
   refuse(path, "not a token dataset: there is no dataset \"tokens\"");
 }
 
-/// NumPy's format 1.0/2.0: magic, version, header length, a Python dict literal (numpy.lib.format).
+/// The value of `key` in the dict literal of a .npy header: up to the comma that ends it, a tuple in its brackets.
+std::string_view npy_value(std::string_view header, std::string_view key) {
+  const size_t at = header.find(fmt::format("'{}':", key));
+  if (at == std::string_view::npos) return {};
+  std::string_view rest = header.substr(at + key.size() + 3);
+  rest.remove_prefix(std::min(rest.find_first_not_of(' '), rest.size()));
+  if (rest.starts_with('(')) return rest.substr(0, rest.find(')') + 1);
+  return rest.substr(0, rest.find_first_of(",}"));
+}
+
+/// Elements of a shape such as "(12,)" or "(3, 4)"; nothing when it is malformed or larger than 2^63.
+std::optional<uint64_t> npy_elements(std::string_view shape) {
+  if (!shape.starts_with('(') || !shape.ends_with(')')) return std::nullopt;
+  shape = shape.substr(1, shape.size() - 2);
+  uint64_t count = 1;
+  while (!shape.empty()) {
+    const size_t comma = std::min(shape.find(','), shape.size());
+    const std::optional<uint64_t> size = parse_number(shape.substr(0, comma));
+    if (!size || (*size != 0 && count > uint64_t{INT64_MAX} / *size)) return std::nullopt;
+    count *= *size;
+    shape.remove_prefix(std::min(comma + 1, shape.size()));
+    shape.remove_prefix(std::min(shape.find_first_not_of(' '), shape.size()));
+  }
+  return count;
+}
+
+struct FlatType {
+  size_t bytes;
+  std::vector<int64_t> (*widen)(std::span<const std::byte>);
+};
+
+std::optional<FlatType> npy_type(std::string_view descr) {
+  if (descr == "'|u1'") return FlatType{1, &widen<uint8_t>};
+  if (descr == "'<u2'") return FlatType{2, &widen<uint16_t>};
+  if (descr == "'<i4'") return FlatType{4, &widen<int32_t>};
+  if (descr == "'<u4'") return FlatType{4, &widen<uint32_t>};
+  if (descr == "'<i8'") return FlatType{8, &widen<int64_t>};
+  return std::nullopt;
+}
+
+/// NumPy's formats 1.0 to 3.0: magic, version, header length, a Python dict literal (numpy.lib.format).
 TokenDataset read_npy(const std::filesystem::path& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
   if (bytes.size() < 12 || std::memcmp(bytes.data(), "\x93NUMPY", 6) != 0) refuse(path, "not a .npy file");
-  const bool wide = static_cast<int>(bytes[6]) > 1;
+  const int version = static_cast<int>(bytes[6]);
+  if (version < 1 || version > 3) refuse(path, fmt::format("its .npy version {} is not known", version));
+  const size_t prefix = version > 1 ? 12 : 10;
   uint32_t header_bytes = 0;
-  std::memcpy(&header_bytes, bytes.data() + 8, wide ? 4 : 2);
-  const size_t begin = (wide ? 12 : 10) + size_t{header_bytes};
-  if (begin > bytes.size()) refuse(path, "the .npy header is longer than the file");
-  const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + (wide ? 12 : 10), header_bytes);
-  const auto data = bytes.subspan(begin);
-  if (header.find("'fortran_order': True") != std::string_view::npos) refuse(path, "Fortran order is not read");
-  if (header.find("'<u2'") != std::string_view::npos) return {widen<uint16_t>(data), 0, ""};
-  if (header.find("'<i4'") != std::string_view::npos) return {widen<int32_t>(data), 0, ""};
-  if (header.find("'<u4'") != std::string_view::npos) return {widen<uint32_t>(data), 0, ""};
-  if (header.find("'<i8'") != std::string_view::npos) return {widen<int64_t>(data), 0, ""};
-  refuse(path, "its dtype is none of uint16, int32, uint32, int64");
+  std::memcpy(&header_bytes, bytes.data() + 8, prefix - 8);
+  if (header_bytes > bytes.size() - prefix) refuse(path, "the .npy header is longer than the file");
+  const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + prefix, header_bytes);
+  const auto data = bytes.subspan(prefix + header_bytes);
+  const std::optional<FlatType> type = npy_type(npy_value(header, "descr"));
+  if (!type) refuse(path, "its dtype is none of uint8, uint16, int32, uint32, int64 (little-endian)");
+  if (npy_value(header, "fortran_order") != "False") refuse(path, "Fortran order is not read");
+  const std::optional<uint64_t> count = npy_elements(npy_value(header, "shape"));
+  if (!count) refuse(path, "the shape in the .npy header is not one");
+  if (data.size() % type->bytes != 0 || data.size() / type->bytes != *count)
+    refuse(path,
+           fmt::format("its header claims {} elements of {} bytes, {} bytes follow", *count, type->bytes, data.size()));
+  return {type->widen(data), 0, ""};
 }
 
-/// Megatron's indexed dataset: magic, version 1, dtype code at byte 17 (megatron/core/datasets/indexed_dataset.py).
+/// Megatron's indexed dataset (megatron/core/datasets/indexed_dataset.py): magic, version 1, dtype code, numbers of
+/// sequences and documents, then the length of each sequence, its place, and the documents' first sequences.
 TokenDataset read_megatron(const std::filesystem::path& path, const std::filesystem::path& index) {
+  constexpr size_t kHeaderBytes = 34;
   const MappedFile table(index), data(path);
   const auto header = table.bytes();
-  if (header.size() < 18 || std::memcmp(header.data(), "MMIDIDX\0\0", 9) != 0) refuse(index, "not a Megatron index");
-  switch (static_cast<int>(header[17])) {
-    case 8:
-      return {widen<uint16_t>(data.bytes()), 0, ""};
-    case 4:
-      return {widen<int32_t>(data.bytes()), 0, ""};
-    case 5:
-      return {widen<int64_t>(data.bytes()), 0, ""};
-    default:
-      refuse(index,
-             fmt::format("its type code {} is none of uint16 (8), int32 (4), int64 (5)", static_cast<int>(header[17])));
+  if (header.size() < kHeaderBytes || std::memcmp(header.data(), "MMIDIDX\0\0", 9) != 0)
+    refuse(index, "not a Megatron index");
+  uint64_t version = 0, sequences = 0, documents = 0;
+  std::memcpy(&version, header.data() + 9, 8);
+  std::memcpy(&sequences, header.data() + 18, 8);
+  std::memcpy(&documents, header.data() + 26, 8);
+  if (version != 1) refuse(index, fmt::format("its version {} is not 1", version));
+  const size_t left = header.size() - kHeaderBytes;
+  if (sequences > left / 12 || documents > (left - sequences * 12) / 8)
+    refuse(index, fmt::format("it claims {} sequences and {} documents, its {} bytes hold fewer", sequences, documents,
+                              header.size()));
+  const int code = static_cast<int>(header[17]);
+  const std::optional<FlatType> type = code == 8   ? npy_type("'<u2'")
+                                       : code == 4 ? npy_type("'<i4'")
+                                       : code == 5 ? npy_type("'<i8'")
+                                                   : std::nullopt;
+  if (!type) refuse(index, fmt::format("its type code {} is none of uint16 (8), int32 (4), int64 (5)", code));
+  uint64_t total = 0;
+  for (size_t i = 0; i < sequences; ++i) {
+    int32_t length = 0;
+    std::memcpy(&length, header.data() + kHeaderBytes + i * 4, 4);
+    if (length < 0) refuse(index, fmt::format("the length {} of sequence {} is negative", length, i));
+    total += static_cast<uint64_t>(length);
   }
+  if (data.bytes().size() % type->bytes != 0 || data.bytes().size() / type->bytes != total)
+    refuse(path, fmt::format("its index claims {} tokens of {} bytes, it holds {} bytes", total, type->bytes,
+                             data.bytes().size()));
+  return {type->widen(data.bytes()), 0, ""};
 }
+
+/// The header of llm.c (dev/data/data_common.py): 256 int32, the first the magic, then version and token count.
+struct LlmcForm {
+  int32_t magic, version;
+  const char* descr;
+};
+constexpr LlmcForm kLlmcForms[] = {{20240520, 1, "'<u2'"}, {20240801, 7, "'<u4'"}};
 
 TokenDataset read_bin(const std::filesystem::path& path) {
   std::filesystem::path index = path;
@@ -94,14 +180,21 @@ TokenDataset read_bin(const std::filesystem::path& path) {
   if (std::filesystem::exists(index)) return read_megatron(path, index);
   const MappedFile file(path);
   const auto bytes = file.bytes();
-  constexpr size_t kHeaderBytes = 1024;  // llm.c: 256 int32, the first the magic, then version and token count
+  constexpr size_t kHeaderBytes = 1024;
   int32_t header[3] = {};
   if (bytes.size() >= kHeaderBytes) std::memcpy(header, bytes.data(), sizeof(header));
-  if (header[0] != 20240520) return {widen<uint16_t>(bytes), 0, ""};
-  const auto data = bytes.subspan(kHeaderBytes);
-  if (header[2] < 0 || static_cast<uint64_t>(header[2]) * 2 > data.size())
-    refuse(path, fmt::format("its header claims {} tokens, the file holds {}", header[2], data.size() / 2));
-  return {widen<uint16_t>(data.first(static_cast<size_t>(header[2]) * 2)), 0, ""};
+  for (const LlmcForm& form : kLlmcForms) {
+    if (header[0] != form.magic) continue;
+    if (header[1] != form.version) refuse(path, fmt::format("its llm.c version {} is not {}", header[1], form.version));
+    const FlatType type = *npy_type(form.descr);
+    const auto data = bytes.subspan(kHeaderBytes);
+    if (header[2] < 0 || data.size() % type.bytes != 0 || data.size() / type.bytes != static_cast<uint64_t>(header[2]))
+      refuse(path, fmt::format("its header claims {} tokens of {} bytes, {} bytes follow", header[2], type.bytes,
+                               data.size()));
+    return {type.widen(data), 0, ""};
+  }
+  if (bytes.size() % 2 != 0) refuse(path, fmt::format("{} bytes are no list of uint16", bytes.size()));
+  return {widen<uint16_t>(bytes), 0, ""};
 }
 
 TokenDataset read_text_ids(const std::filesystem::path& path) {
@@ -125,9 +218,18 @@ TokenDataset read_text_ids(const std::filesystem::path& path) {
   return result;
 }
 
+void check_ids(const std::filesystem::path& path, const TokenDataset& dataset) {
+  const int64_t limit = dataset.vocab_size > 0 ? dataset.vocab_size : kMaxId + 1;
+  for (size_t i = 0; i < dataset.ids.size(); ++i) {
+    if (dataset.ids[i] < 0 || dataset.ids[i] >= limit)
+      refuse(path, fmt::format("token {} is {}, ids are from 0 to {}", i, dataset.ids[i], limit - 1));
+  }
+}
+
 }  // namespace
 
 void write_token_dataset(const std::filesystem::path& path, const TokenDataset& dataset) {
+  check_ids(path, dataset);
   const int64_t top = dataset.ids.empty() ? 0 : *std::max_element(dataset.ids.begin(), dataset.ids.end());
   const bool narrow = std::max(top + 1, dataset.vocab_size) <= 65536;
   std::vector<std::byte> bytes(dataset.ids.size() * (narrow ? 2 : 4));
@@ -156,10 +258,18 @@ void write_token_dataset(const std::filesystem::path& path, const TokenDataset& 
 
 TokenDataset read_token_dataset(const std::filesystem::path& path) {
   const std::string extension = path.extension().string();
-  if (extension == ".h5" || extension == ".hdf5") return read_hdf5(path);
-  if (extension == ".npy") return read_npy(path);
-  if (extension == ".bin") return read_bin(path);
-  return read_text_ids(path);
+  TokenDataset dataset;
+  if (extension == ".h5" || extension == ".hdf5") {
+    dataset = read_hdf5(path);
+  } else if (extension == ".npy") {
+    dataset = read_npy(path);
+  } else if (extension == ".bin") {
+    dataset = read_bin(path);
+  } else {
+    dataset = read_text_ids(path);
+  }
+  check_ids(path, dataset);
+  return dataset;
 }
 
 }  // namespace cinch

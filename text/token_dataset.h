@@ -16,11 +16,13 @@ struct TokenDataset {
 };
 
 /// One HDF5 file with the dataset "tokens" (u16 when the vocabulary fits, else u32) and the attributes vocab_size,
-/// tokenizer_digest. Atomic.
+/// tokenizer_digest. Atomic. Throws ConfigError on an id outside of the vocabulary.
 void write_token_dataset(const std::filesystem::path& path, const TokenDataset& dataset);
 
 /// .h5 (ours), .npy (integers), .bin (llm.c with its 1024-byte header, else nanoGPT's raw uint16; Megatron when a .idx
-/// lies beside it), and whitespace-separated ids otherwise. Throws ConfigError naming the file and the rule.
+/// lies beside it), and whitespace-separated ids otherwise. Throws ConfigError naming the file and the rule (a number
+/// that is none, a length that is not the file's, an id outside of the vocabulary or of int32), CheckpointError for a
+/// damaged .h5.
 TokenDataset read_token_dataset(const std::filesystem::path& path);
 
 }  // namespace cinch

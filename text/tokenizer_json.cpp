@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_map>
 
 #include "core/errors.h"
 #include "core/files.h"
@@ -15,8 +16,61 @@ namespace {
 
 constexpr size_t kCachedWordBytes = 64;
 constexpr size_t kCachedWords = 1 << 16;
+constexpr int64_t kMaxId = (1 << 22) - 1;  // the tables by id stay small whatever a file says
 
-BpeModel::Options read_model(const JsonObject& model) {
+/// The two large members of "model", taken out of the tree so that it can be copied freely.
+struct ModelTables {
+  Json vocabulary, merges;
+};
+
+ModelTables take_tables(Json& root) {
+  ModelTables tables;
+  const auto model = root.is_object() ? root.find("model") : root.end();
+  if (!root.is_object() || model == root.end() || !model->is_object()) return tables;
+  for (const auto& [key, table] : {std::pair{"vocab", &tables.vocabulary}, std::pair{"merges", &tables.merges}}) {
+    const auto found = model->find(key);
+    if (found == model->end()) continue;
+    *table = std::move(*found);
+    *found = nullptr;
+  }
+  return tables;
+}
+
+VocabularyMap read_vocabulary(const Json& table, const JsonObject& model) {
+  if (!table.is_object()) throw ConfigError(fmt::format("{}: expected an object", model.where("vocab")));
+  VocabularyMap vocabulary;
+  vocabulary.reserve(table.size());
+  for (const auto& [piece, id] : table.get_ref<const Json::object_t&>()) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > kMaxId) {
+      throw ConfigError(fmt::format("{}: \"{}\": {} is not a token id", model.where("vocab"), piece, id.dump()));
+    }
+    vocabulary.emplace(piece, id.get<int64_t>());
+  }
+  return vocabulary;
+}
+
+/// Pairs, or in older files strings with one space between the two pieces.
+std::vector<std::pair<std::string, std::string>> read_merges(const Json& table, const JsonObject& model) {
+  if (!table.is_array()) throw ConfigError(fmt::format("{}: expected a list", model.where("merges")));
+  std::vector<std::pair<std::string, std::string>> merges;
+  merges.reserve(table.size());
+  for (const Json& merge : table) {
+    if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+      merges.emplace_back(merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>());
+      continue;
+    }
+    const std::string text = merge.is_string() ? merge.get<std::string>() : "";
+    if (text.starts_with("#version")) continue;
+    const size_t space = text.find(' ');
+    if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
+      throw ConfigError(fmt::format("{}[{}]: a merge is two pieces", model.where("merges"), merges.size()));
+    }
+    merges.emplace_back(text.substr(0, space), text.substr(space + 1));
+  }
+  return merges;
+}
+
+BpeModel::Options read_model(const JsonObject& model, const ModelTables& tables) {
   const std::string type = model.string_or("type", "BPE");
   if (type != "BPE")
     throw UnsupportedError(fmt::format("{}: unknown model \"{}\"", model.where("type"), type),
@@ -27,24 +81,8 @@ BpeModel::Options read_model(const JsonObject& model) {
   if (model.number_or("dropout", 0) != 0)
     throw UnsupportedError(fmt::format("{}: BPE dropout is not supported", model.where("dropout")));
   BpeModel::Options options;
-  const JsonObject vocabulary = model.object("vocab");
-  options.vocabulary.reserve(vocabulary.json().size());
-  for (const auto& [piece, id] : vocabulary.json().items()) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
-      throw ConfigError(fmt::format("{}: not a token id", vocabulary.where(piece)));
-    }
-    options.vocabulary.emplace(piece, id.get<int64_t>());
-  }
-  for (const Json& merge : model.json().value("merges", Json::array())) {
-    if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-      options.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
-      continue;
-    }
-    const std::string text = merge.is_string() ? merge.get<std::string>() : "";
-    const size_t space = text.find(' ');
-    if (space == std::string::npos) throw ConfigError(fmt::format("{}: a merge is two pieces", model.where("merges")));
-    options.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
-  }
+  options.vocabulary = read_vocabulary(tables.vocabulary, model);
+  options.merges = read_merges(tables.merges, model);
   if (model.has("unk_token")) options.unknown = model.string("unk_token");
   options.fuse_unknown = model.boolean_or("fuse_unk", false);
   options.byte_fallback = model.boolean_or("byte_fallback", false);
@@ -52,56 +90,68 @@ BpeModel::Options read_model(const JsonObject& model) {
   return options;
 }
 
-std::vector<AddedToken> read_added_tokens(const JsonObject& root, bool normalized) {
+/// Added tokens with the ids that `tokenizers` gives them: that of the vocabulary where it has the spelling, else the
+/// next free one after it. The file's own "id" is only checked.
+std::vector<AddedToken> read_added_tokens(const JsonObject& root, const VocabularyMap& vocabulary) {
   std::vector<AddedToken> tokens;
   if (!root.has("added_tokens")) return tokens;
+  std::unordered_map<std::string, size_t> known;
+  int64_t next = static_cast<int64_t>(vocabulary.size());
   for (const JsonObject& entry : root.objects("added_tokens")) {
     AddedToken token;
     token.content = entry.string("content");
-    token.id = entry.integer("id");
     token.special = entry.boolean_or("special", false);
     token.single_word = entry.boolean_or("single_word", false);
     token.strip_left = entry.boolean_or("lstrip", false);
     token.strip_right = entry.boolean_or("rstrip", false);
     token.normalized = entry.boolean_or("normalized", !token.special);
-    if (token.id < 0 || token.id > INT32_MAX) throw ConfigError(fmt::format("{}: not a token id", entry.where("id")));
-    if (token.normalized == normalized) tokens.push_back(std::move(token));
+    if (token.content.empty()) continue;
+    const auto [again, fresh] = known.try_emplace(token.content, tokens.size());
+    const auto found = vocabulary.find(token.content);
+    token.id = !fresh ? tokens[again->second].id : found != vocabulary.end() ? found->second : next++;
+    if (const int64_t written = entry.integer("id"); written != token.id) {
+      throw ConfigError(fmt::format("{}: \"{}\" has the id {} here, but {} by its place after the vocabulary",
+                                    entry.where("id"), token.content, written, token.id));
+    }
+    if (fresh) {
+      tokens.push_back(std::move(token));
+    } else {
+      tokens[again->second] = std::move(token);
+    }
   }
   return tokens;
 }
 
-/// Normalized tokens are searched for in normalized text, so their spelling is normalized too (Llama-2: "<s>" becomes
-/// "▁<s>").
-std::vector<AddedToken> normalize_contents(std::vector<AddedToken> tokens, const Normalizer& normalizer) {
-  for (AddedToken& token : tokens) token.content = normalizer(token.content);
-  return tokens;
+/// The tokens that are searched for in normalized text, or the others. The spelling of the former is normalized too
+/// (Llama-2: "<s>" becomes "▁<s>").
+AddedTokenFinder make_finder(std::vector<AddedToken> tokens, bool normalized, const Normalizer& normalizer,
+                             const JsonObject& root) {
+  std::erase_if(tokens, [&](const AddedToken& token) { return token.normalized != normalized; });
+  for (AddedToken& token : tokens) {
+    const std::string content = normalized ? normalizer(token.content) : token.content;
+    if (content.empty())
+      throw UnsupportedError(
+          fmt::format("{}: nothing of \"{}\" is left by the normalizer", root.where("added_tokens"), token.content));
+    token.content = content;
+  }
+  return AddedTokenFinder(std::move(tokens));
 }
 
 class JsonTokenizer : public Tokenizer {
  public:
-  JsonTokenizer(const JsonObject& root, const TokenizerHints& hints)
-      : raw_tokens_(read_added_tokens(root, false)),
-        normalizer_(make_normalizer(root.object_if("normalizer"))),
-        normalized_tokens_(normalize_contents(read_added_tokens(root, true), normalizer_)),
+  JsonTokenizer(const JsonObject& root, const ModelTables& tables, const TokenizerHints& hints)
+      : normalizer_(make_normalizer(root.object_if("normalizer"))),
         pre_tokenizer_(make_pre_tokenizer(root.object_if("pre_tokenizer"))),
-        model_(read_model(root.object("model")), root.origin()),
+        model_(read_model(root.object("model"), tables), root.origin()),
+        added_tokens_(read_added_tokens(root, model_.vocabulary())),
+        raw_tokens_(make_finder(added_tokens_, false, normalizer_, root)),
+        normalized_tokens_(make_finder(added_tokens_, true, normalizer_, root)),
         post_(make_post_processor(root.object_if("post_processor"))),
         decoder_(make_decoder(root.object_if("decoder"))) {
-    int64_t top = -1;
-    for (const auto& [piece, id] : model_.vocabulary()) top = std::max(top, id);
-    for (const bool normalized : {false, true}) {
-      for (const AddedToken& token : read_added_tokens(root, normalized)) top = std::max(top, token.id);
-    }
-    pieces_.resize(static_cast<size_t>(top + 1));
-    special_.resize(pieces_.size());
-    for (const auto& [piece, id] : model_.vocabulary()) pieces_[static_cast<size_t>(id)] = piece;
-    for (const bool normalized : {false, true}) {
-      for (const AddedToken& token : read_added_tokens(root, normalized)) {
-        pieces_[static_cast<size_t>(token.id)] = token.content;
-        special_[static_cast<size_t>(token.id)] = token.special;
-        added_.emplace(token.content, token.id);
-      }
-    }
+    if (const std::string version = root.string_or("version", "1.0"); version != "1.0")
+      throw UnsupportedError(fmt::format("{}: unknown version \"{}\"", root.where("version"), version));
+    list_pieces();
+    check_special_ids(root);
     bos_ = hints.bos.empty() ? std::nullopt : id_of(hints.bos);
     eos_ = hints.eos.empty() ? std::nullopt : id_of(hints.eos);
     if (!bos_ && !post_.prefix.empty()) bos_ = post_.prefix.front();
@@ -127,7 +177,7 @@ class JsonTokenizer : public Tokenizer {
   std::string decode(std::span<const int64_t> ids, bool skip_special) const override {
     std::vector<std::string> pieces;
     for (const int64_t id : ids) {
-      if (id < 0 || id >= vocab_size()) continue;
+      if (id < 0 || id >= vocab_size() || !known_[static_cast<size_t>(id)]) continue;
       if (skip_special && special_[static_cast<size_t>(id)]) continue;
       pieces.push_back(pieces_[static_cast<size_t>(id)]);
     }
@@ -148,13 +198,42 @@ class JsonTokenizer : public Tokenizer {
   }
 
  private:
+  void check_special_ids(const JsonObject& root) const {
+    for (const auto& side : {post_.prefix, post_.suffix}) {
+      for (const int64_t id : side) {
+        if (id < 0 || id >= vocab_size())
+          throw ConfigError(fmt::format("{}: the id {} is outside of the vocabulary of {}",
+                                        root.where("post_processor"), id, vocab_size()));
+      }
+    }
+  }
+
+  void list_pieces() {
+    int64_t top = -1;
+    for (const auto& [piece, id] : model_.vocabulary()) top = std::max(top, id);
+    for (const AddedToken& token : added_tokens_) top = std::max(top, token.id);
+    pieces_.resize(static_cast<size_t>(top + 1));
+    special_.resize(pieces_.size());
+    known_.resize(pieces_.size());
+    const auto set = [&](const std::string& piece, int64_t id, bool special) {
+      pieces_[static_cast<size_t>(id)] = piece;
+      special_[static_cast<size_t>(id)] = special;
+      known_[static_cast<size_t>(id)] = true;
+    };
+    for (const auto& [piece, id] : model_.vocabulary()) set(piece, id, false);
+    for (const AddedToken& token : added_tokens_) {
+      set(token.content, token.id, token.special);
+      added_.emplace(token.content, token.id);
+    }
+  }
+
   void encode_plain(std::string_view text, bool first, std::vector<int64_t>& ids) const {
     const std::string normal = normalizer_(std::string(text));
     for (const auto& part : normalized_tokens_.split(normal)) {
       if (part.token != nullptr) {
         ids.push_back(part.token->id);
       } else {
-        for (const std::string& word : pre_tokenizer_({std::string(part.text)}, first)) encode_word(word, ids);
+        for (const Piece& word : pre_tokenizer_({{std::string(part.text), first}})) encode_word(word.text, ids);
       }
       first = false;
     }
@@ -171,15 +250,15 @@ class JsonTokenizer : public Tokenizer {
     ids.insert(ids.end(), found->second.begin(), found->second.end());
   }
 
-  AddedTokenFinder raw_tokens_;
   Normalizer normalizer_;
-  AddedTokenFinder normalized_tokens_;
   PreTokenizer pre_tokenizer_;
   BpeModel model_;
+  std::vector<AddedToken> added_tokens_;
+  AddedTokenFinder raw_tokens_, normalized_tokens_;
   PostProcessor post_;
   Decoder decoder_;
-  std::vector<std::string> pieces_;
-  std::vector<bool> special_;
+  std::vector<std::string> pieces_;  // by id; ids that nothing has are not known_
+  std::vector<bool> special_, known_;
   VocabularyMap added_;
   std::optional<int64_t> bos_, eos_;
   mutable std::unordered_map<std::string, std::vector<int64_t>> cache_;
@@ -190,14 +269,16 @@ std::string special_token(const JsonObject& config, const std::string& key) {
   if (!config.has(key)) return "";
   const Json& value = config.json().at(key);
   if (value.is_string()) return value.get<std::string>();
-  return value.is_object() ? value.value("content", std::string()) : "";
+  return value.is_object() && value.contains("content") && value.at("content").is_string()
+             ? value.at("content").get<std::string>()
+             : "";
 }
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> make_json_tokenizer(const Json& json, const std::string& origin,
-                                               const TokenizerHints& hints) {
-  return std::make_unique<JsonTokenizer>(JsonObject(json, origin), hints);
+std::unique_ptr<Tokenizer> make_json_tokenizer(Json json, const std::string& origin, const TokenizerHints& hints) {
+  const ModelTables tables = take_tables(json);
+  return std::make_unique<JsonTokenizer>(JsonObject(std::move(json), origin), tables, hints);
 }
 
 TokenizerHints read_tokenizer_hints(const std::filesystem::path& folder) {

@@ -18,7 +18,8 @@ struct TokenizerHints {
 
 /// Reads tokenizer_config.json and special_tokens_map.json where they exist.
 TokenizerHints read_tokenizer_hints(const std::filesystem::path& folder);
-std::unique_ptr<Tokenizer> make_json_tokenizer(const Json& json, const std::string& origin,
-                                               const TokenizerHints& hints);
+/// Truncation and padding in the file are not applied, as transformers does unless a call asks for them. Throws
+/// ConfigError on a bad file and UnsupportedError naming the component on an unknown one.
+std::unique_ptr<Tokenizer> make_json_tokenizer(Json json, const std::string& origin, const TokenizerHints& hints);
 
 }  // namespace cinch

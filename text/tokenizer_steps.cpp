@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 
 #include "core/errors.h"
 #include "text/unicode.h"
@@ -28,18 +29,49 @@ Regex pattern_of(const JsonObject& step) {
   return pattern.has("Regex") ? Regex(pattern.string("Regex")) : Regex::literal(pattern.string("String"));
 }
 
+/// The last code point of valid UTF-8, as text.
+std::string_view last_character(std::string_view text) {
+  size_t begin = text.size() - 1;
+  while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+  return text.substr(begin);
+}
+
+bool starts_in_word(std::string_view text) { return !text.empty() && is_word_character(first_code_point(text)); }
+bool ends_in_word(std::string_view text) {
+  return !text.empty() && is_word_character(first_code_point(last_character(text)));
+}
+
+/// Bytes of white space at the start of a text, and at its end.
+size_t leading_space(std::string_view text) {
+  size_t length = 0;
+  while (length < text.size() && is_white_space(first_code_point(text.substr(length)))) {
+    length += utf8_length(text[length]);
+  }
+  return length;
+}
+size_t trailing_space(std::string_view text) {
+  size_t length = 0;
+  while (length < text.size()) {
+    const std::string_view last = last_character(text.substr(0, text.size() - length));
+    if (!is_white_space(first_code_point(last))) break;
+    length += last.size();
+  }
+  return length;
+}
+
 std::string strip_spaces(std::string_view text, bool left, bool right) {
-  while (left && !text.empty() && std::isspace(static_cast<unsigned char>(text.front()))) text.remove_prefix(1);
-  while (right && !text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.remove_suffix(1);
+  if (left) text.remove_prefix(leading_space(text));
+  if (right) text.remove_suffix(trailing_space(text));
   return std::string(text);
 }
 
 /// "<0x0A>" -> 10; -1 for anything else.
 int byte_of_piece(std::string_view piece) {
   if (piece.size() != 6 || !piece.starts_with("<0x") || piece.back() != '>') return -1;
-  int value = -1;
-  const auto [end, error] = std::from_chars(piece.data() + 3, piece.data() + 5, value, 16);
-  return error == std::errc() && end == piece.data() + 5 ? value : -1;
+  const char* begin = piece.data() + (piece[3] == '+' ? 4 : 3);  // Rust's from_str_radix takes "+A" for 10
+  unsigned value = 0;
+  const auto [end, error] = std::from_chars(begin, piece.data() + 5, value, 16);
+  return error == std::errc() && end == piece.data() + 5 ? static_cast<int>(value) : -1;
 }
 
 std::vector<std::string> fall_back_to_bytes(const std::vector<std::string>& pieces) {
@@ -96,21 +128,45 @@ Decoder strip_decoder(const JsonObject& step) {
 }
 
 Decoder metaspace_decoder(const JsonObject& step) {
-  const std::string mark = step.string_or("replacement", "▁");
+  const Regex marks = Regex::literal(step.string_or("replacement", "▁"));
   const bool prepended =
       step.string_or("prepend_scheme", step.boolean_or("add_prefix_space", true) ? "always" : "never") != "never";
-  const Regex marks = Regex::literal(mark);
   return [=](std::vector<std::string> pieces) {
-    for (size_t i = 0; i < pieces.size(); ++i) {
-      if (i == 0 && prepended && pieces[i].starts_with(mark)) pieces[i].erase(0, mark.size());
-      pieces[i] = replace_all(pieces[i], marks, " ");
-    }
+    // tokenizers drops every mark of the first piece, not only the prepended one.
+    for (size_t i = 0; i < pieces.size(); ++i)
+      pieces[i] = replace_all(pieces[i], marks, i == 0 && prepended ? "" : " ");
     return pieces;
   };
 }
 
-int64_t special_id(const JsonObject& tokens, const std::string& name) {
-  return tokens.object(name).integers("ids").at(0);
+/// Special ids around the text from the "single" template.
+PostProcessor read_template(const JsonObject& step) {
+  PostProcessor result;
+  bool seen_sequence = false;
+  for (const JsonObject& part : step.objects("single")) {
+    if (part.has("Sequence")) {
+      if (seen_sequence || part.object("Sequence").string_or("id", "A") != "A") {
+        throw UnsupportedError(fmt::format("{}: the text stands in it other than once", step.where("single")));
+      }
+      seen_sequence = true;
+      continue;
+    }
+    const std::string name = part.object("SpecialToken").string("id");
+    const std::vector<int64_t> ids = step.object("special_tokens").object(name).integers("ids");
+    std::vector<int64_t>& side = seen_sequence ? result.suffix : result.prefix;
+    side.insert(side.end(), ids.begin(), ids.end());
+  }
+  if (!seen_sequence) throw UnsupportedError(fmt::format("{}: the text is not in it", step.where("single")));
+  return result;
+}
+
+/// The id of "cls" or "sep", written ["<s>", 0].
+int64_t spelled_id(const JsonObject& step, const std::string& key) {
+  const Json value = step.json().value(key, Json());
+  if (!value.is_array() || value.size() != 2 || !value[0].is_string() || !value[1].is_number_integer()) {
+    throw ConfigError(fmt::format("{}: expected a token and its id", step.where(key)));
+  }
+  return value[1].get<int64_t>();
 }
 
 }  // namespace
@@ -193,50 +249,38 @@ PostProcessor make_post_processor(const std::optional<JsonObject>& step) {
     }
     return result;
   }
-  if (type != "TemplateProcessing") {
-    throw UnsupportedError(fmt::format("{}: unknown post-processor \"{}\"", step->where("type"), type));
+  if (type == "RobertaProcessing" || type == "BertProcessing") {
+    return {{spelled_id(*step, "cls")}, {spelled_id(*step, "sep")}};
   }
-  bool seen_sequence = false;
-  for (const JsonObject& part : step->objects("single")) {
-    if (part.has("Sequence")) {
-      seen_sequence = true;
-    } else {
-      const int64_t id = special_id(step->object("special_tokens"), part.object("SpecialToken").string("id"));
-      (seen_sequence ? result.suffix : result.prefix).push_back(id);
-    }
-  }
-  return result;
+  if (type == "TemplateProcessing") return read_template(*step);
+  throw UnsupportedError(fmt::format("{}: unknown post-processor \"{}\"", step->where("type"), type));
 }
 
 AddedTokenFinder::AddedTokenFinder(std::vector<AddedToken> tokens) : tokens_(std::move(tokens)) {
   std::erase_if(tokens_, [](const AddedToken& token) { return token.content.empty(); });
-  std::stable_sort(tokens_.begin(), tokens_.end(),
-                   [](const AddedToken& a, const AddedToken& b) { return a.content.size() > b.content.size(); });
-  for (size_t i = 0; i < tokens_.size(); ++i)
-    by_first_byte_[static_cast<unsigned char>(tokens_[i].content.front())].push_back(i);
+  for (size_t i = 0; i < tokens_.size(); ++i) {
+    const std::string& content = tokens_[i].content;
+    if (!by_content_.emplace(content, i).second) continue;
+    lengths_[static_cast<unsigned char>(content.front())].push_back(content.size());
+  }
+  for (std::vector<size_t>& lengths : lengths_) {
+    std::sort(lengths.begin(), lengths.end(), std::greater<>());
+    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
+  }
 }
 
 const AddedToken* AddedTokenFinder::match_at(std::string_view text, size_t position) const {
-  const auto bucket = by_first_byte_.find(static_cast<unsigned char>(text[position]));
-  if (bucket == by_first_byte_.end()) return nullptr;
-  for (const size_t i : bucket->second) {
-    const AddedToken& token = tokens_[i];
-    if (!text.substr(position).starts_with(token.content)) continue;
-    if (token.single_word) {
-      const size_t end = position + token.content.size();
-      const auto before = code_points(text.substr(0, position)), after = code_points(text.substr(end, 4));
-      if ((!before.empty() && is_word_character(before.back())) || (!after.empty() && is_word_character(after.front())))
-        continue;
-    }
-    return &token;
+  for (const size_t length : lengths_[static_cast<unsigned char>(text[position])]) {
+    if (length > text.size() - position) continue;
+    const auto found = by_content_.find(text.substr(position, length));
+    if (found != by_content_.end()) return &tokens_[found->second];
   }
   return nullptr;
 }
 
 std::vector<AddedTokenFinder::Part> AddedTokenFinder::split(std::string_view text) const {
   std::vector<Part> parts;
-  if (tokens_.empty()) return {{text, nullptr}};
-  size_t plain = 0;
+  size_t plain = 0;  // the start of the text that no token has taken yet
   for (size_t i = 0; i < text.size();) {
     const AddedToken* token = match_at(text, i);
     if (token == nullptr) {
@@ -244,11 +288,15 @@ std::vector<AddedTokenFinder::Part> AddedTokenFinder::split(std::string_view tex
       continue;
     }
     size_t begin = i, end = i + token->content.size();
-    while (token->strip_left && begin > plain && std::isspace(static_cast<unsigned char>(text[begin - 1]))) --begin;
-    while (token->strip_right && end < text.size() && std::isspace(static_cast<unsigned char>(text[end]))) ++end;
+    i = end;  // the search goes on here, even inside of white space that the token takes with it
+    if (token->single_word && (ends_in_word(text.substr(0, begin)) || starts_in_word(text.substr(end)))) continue;
+    if (token->strip_left) begin = begin > plain ? begin - trailing_space(text.substr(plain, begin - plain)) : plain;
+    // Up to `plain` there is only white space when the token stands in what the one before it took along.
+    if (token->strip_right) end = end <= plain ? plain : end + leading_space(text.substr(end));
+    if (begin >= end) continue;  // nothing is left of it
     if (begin > plain) parts.push_back({text.substr(plain, begin - plain), nullptr});
     parts.push_back({text.substr(begin, end - begin), token});
-    plain = i = end;
+    plain = end;
   }
   if (plain < text.size()) parts.push_back({text.substr(plain), nullptr});
   return parts;

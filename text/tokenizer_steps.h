@@ -2,6 +2,7 @@
 // Each `make_` reads its JSON form and throws UnsupportedError naming a component or option that cinch does not know.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <optional>
 #include <string>
@@ -10,14 +11,19 @@
 #include <vector>
 
 #include "core/json.h"
+#include "text/bpe.h"
 #include "text/regex.h"
 
 namespace cinch {
 
 /// Valid UTF-8 in, valid UTF-8 out.
 using Normalizer = std::function<std::string(std::string)>;
-/// Splits pieces; `first` is true when the text starts the whole input.
-using PreTokenizer = std::function<std::vector<std::string>(std::vector<std::string> pieces, bool first)>;
+/// A part of the text on its way to words.
+struct Piece {
+  std::string text;       // never empty
+  bool at_start = false;  // begins where the whole input begins
+};
+using PreTokenizer = std::function<std::vector<Piece>(std::vector<Piece>)>;
 /// Token spellings to text parts.
 using Decoder = std::function<std::vector<std::string>(std::vector<std::string>)>;
 
@@ -37,7 +43,8 @@ struct AddedToken {
   bool special = false, single_word = false, strip_left = false, strip_right = false, normalized = false;
 };
 
-/// Finds added tokens in text, leftmost and longest first.
+/// Finds added tokens in text as `tokenizers` does: the leftmost longest matches, of which those that break a word they
+/// may not break are then dropped.
 class AddedTokenFinder {
  public:
   explicit AddedTokenFinder(std::vector<AddedToken> tokens);
@@ -51,7 +58,8 @@ class AddedTokenFinder {
  private:
   const AddedToken* match_at(std::string_view text, size_t position) const;
   std::vector<AddedToken> tokens_;
-  std::unordered_map<unsigned char, std::vector<size_t>> by_first_byte_;  // longest first
+  std::unordered_map<std::string, size_t, StringHash, std::equal_to<>> by_content_;
+  std::array<std::vector<size_t>, 256> lengths_;  // of the tokens that begin with a byte, longest first
 };
 
 }  // namespace cinch

@@ -7,6 +7,8 @@
 #include <new>
 #include <unordered_map>
 
+#include "text/unicode_versions.h"
+
 namespace cinch {
 namespace {
 
@@ -38,6 +40,20 @@ int sequence_length(std::string_view text) {
   return length;
 }
 
+std::string normalize_part(std::string_view text, NormalForm form) {
+  if (text.empty()) return {};
+  int options = UTF8PROC_STABLE;
+  options |= form == NormalForm::nfc || form == NormalForm::nfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
+  if (form == NormalForm::nfkc || form == NormalForm::nfkd) options |= UTF8PROC_COMPAT;
+  utf8proc_uint8_t* mapped = nullptr;
+  const auto length =
+      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                   &mapped, static_cast<utf8proc_option_t>(options));
+  if (length < 0) throw std::bad_alloc();
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
+  return {reinterpret_cast<const char*>(mapped), static_cast<size_t>(length)};
+}
+
 }  // namespace
 
 std::string repair_utf8(std::string_view text) {
@@ -67,6 +83,15 @@ void append_utf8(std::string& text, uint32_t code_point) {
   text.append(reinterpret_cast<const char*>(buffer), static_cast<size_t>(length));
 }
 
+uint32_t first_code_point(std::string_view text) {
+  const size_t length = utf8_length(text[0]);
+  constexpr unsigned char kLeadBits[] = {0, 0x7F, 0x1F, 0x0F, 0x07};
+  uint32_t point = static_cast<unsigned char>(text[0]) & kLeadBits[length];
+  for (size_t i = 1; i < length && i < text.size(); ++i)
+    point = point << 6 | (static_cast<unsigned char>(text[i]) & 0x3F);
+  return point;
+}
+
 std::vector<uint32_t> code_points(std::string_view text) {
   std::vector<uint32_t> result;
   for (size_t i = 0; i < text.size();) {
@@ -84,26 +109,34 @@ std::vector<uint32_t> code_points(std::string_view text) {
 }
 
 std::string normalize_unicode(std::string_view text, NormalForm form) {
-  int options = UTF8PROC_STABLE;
-  options |= form == NormalForm::nfc || form == NormalForm::nfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
-  if (form == NormalForm::nfkc || form == NormalForm::nfkd) options |= UTF8PROC_COMPAT;
-  utf8proc_uint8_t* mapped = nullptr;
-  const auto length =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
-                   &mapped, static_cast<utf8proc_option_t>(options));
-  if (length < 0) throw std::bad_alloc();
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
-  return {reinterpret_cast<const char*>(mapped), static_cast<size_t>(length)};
+  std::string result;
+  size_t begin = 0;
+  for (size_t i = 0; i < text.size();) {
+    const size_t length = utf8_length(text[i]);
+    if (length > 1 && is_newer_than_normalizers(first_code_point(text.substr(i)))) {
+      result += normalize_part(text.substr(begin, i - begin), form);
+      result += text.substr(i, length);
+      begin = i + length;
+    }
+    i += length;
+  }
+  return result + normalize_part(text.substr(begin), form);
 }
 
-bool is_numeric(uint32_t code_point) {
-  const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(code_point));
-  return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL || category == UTF8PROC_CATEGORY_NO;
+bool is_white_space(uint32_t code_point) {
+  return (code_point >= 0x09 && code_point <= 0x0D) || code_point == 0x20 || code_point == 0x85 || code_point == 0xA0 ||
+         code_point == 0x1680 || (code_point >= 0x2000 && code_point <= 0x200A) || code_point == 0x2028 ||
+         code_point == 0x2029 || code_point == 0x202F || code_point == 0x205F || code_point == 0x3000;
 }
 
 bool is_word_character(uint32_t code_point) {
-  const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(code_point));
-  return (category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NO) || code_point == '_';
+  const bool other_alphabetic =
+      (code_point >= 0x24B6 && code_point <= 0x24E9) || (code_point >= 0x1F130 && code_point <= 0x1F149) ||
+      (code_point >= 0x1F150 && code_point <= 0x1F169) || (code_point >= 0x1F170 && code_point <= 0x1F189);
+  const bool joins = code_point == 0x200C || code_point == 0x200D;
+  const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(category_stand_in(code_point)));
+  const bool letter_mark_or_digit = category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_NL;
+  return other_alphabetic || joins || letter_mark_or_digit || category == UTF8PROC_CATEGORY_PC;
 }
 
 const std::array<std::string, 256>& byte_to_text() {

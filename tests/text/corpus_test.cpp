@@ -6,7 +6,6 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "tests/support/assets.h"
-#include "text/token_dataset.h"
 
 namespace cinch {
 namespace {
@@ -71,55 +70,17 @@ TEST(Corpus, CalibrationWindowsFollowTheWeightsAndSpreadOverTheSource) {
   EXPECT_THROW(calibration_windows(*known, {{folder / "a.ids", 1.0}}, 11, 10), ConfigError);
 }
 
+TEST(Corpus, PreTokenisedIdsMustFitTheTokenizer) {
+  const TempFolder folder;
+  write_text(folder / "a.ids", "1 2 999999");
+  EXPECT_THROW(tokenize_corpus(*tokenizer(), folder / "a.ids"), ConfigError);
+}
+
 TEST(Corpus, DisjointWindowsDropTheRemainder) {
+  EXPECT_THROW(disjoint_windows({1, 2}, 0), UsageError);
   std::vector<int64_t> ids(25, 7);
   EXPECT_THAT(disjoint_windows(ids, 10).windows, SizeIs(2));
   EXPECT_THAT(disjoint_windows(ids, 26).windows, SizeIs(0));
-}
-
-TEST(TokenDataset, SurvivesWritingAndReading) {
-  const TempFolder folder;
-  for (const int64_t vocab : {int64_t{300}, int64_t{200000}}) {
-    const TokenDataset dataset{{0, 5, 299, vocab - 1, 1}, vocab, "abc"};
-    write_token_dataset(folder / "t.h5", dataset);
-    const TokenDataset again = read_token_dataset(folder / "t.h5");
-    EXPECT_EQ(again.ids, dataset.ids);
-    EXPECT_EQ(again.vocab_size, vocab);
-    EXPECT_EQ(again.tokenizer_digest, "abc");
-  }
-}
-
-TEST(TokenDataset, ADamagedFileIsRefused) {
-  const TempFolder folder;
-  write_token_dataset(folder / "t.h5", {{1, 2, 3}, 10, ""});
-  const std::string bytes = read_text(folder / "t.h5");
-  write_text(folder / "short.h5", std::string_view(bytes).substr(0, bytes.size() - 7));
-  EXPECT_THROW(read_token_dataset(folder / "short.h5"), CheckpointError);
-  std::string flipped = bytes;
-  flipped[9] ^= 1;
-  write_text(folder / "flip.h5", flipped);
-  EXPECT_THROW(read_token_dataset(folder / "flip.h5"), CheckpointError);
-}
-
-TEST(TokenDataset, ReadsTheFlatFormatsOfOthers) {
-  const TempFolder folder;
-  const uint16_t raw[3] = {7, 300, 65535};
-  const std::string_view bytes(reinterpret_cast<const char*>(raw), sizeof(raw));
-  write_text(folder / "nanogpt.bin", bytes);
-  EXPECT_THAT(read_token_file(folder / "nanogpt.bin"), ElementsAre(7, 300, 65535));
-  std::string llmc(1024, '\0');
-  const int32_t header[3] = {20240520, 1, 2};
-  llmc.replace(0, sizeof(header), reinterpret_cast<const char*>(header), sizeof(header));
-  write_text(folder / "llmc.bin", llmc + std::string(bytes.substr(0, 4)));
-  EXPECT_THAT(read_token_file(folder / "llmc.bin"), ElementsAre(7, 300));
-  write_text(folder / "cut.bin", llmc + std::string(bytes.substr(0, 2)));
-  EXPECT_THROW(read_token_file(folder / "cut.bin"), ConfigError);
-  std::string index = std::string("MMIDIDX\0\0", 9) + std::string("\1\0\0\0\0\0\0\0", 8) + '\x08';
-  write_text(folder / "megatron.idx", index);
-  write_text(folder / "megatron.bin", bytes);
-  EXPECT_THAT(read_token_file(folder / "megatron.bin"), ElementsAre(7, 300, 65535));
-  write_text(folder / "words.ids", "1 2 three");
-  EXPECT_THROW(read_token_file(folder / "words.ids"), ConfigError);
 }
 
 }  // namespace

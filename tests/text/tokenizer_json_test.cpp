@@ -1,6 +1,11 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/digest.h"
@@ -9,6 +14,7 @@
 #include "core/json.h"
 #include "tests/support/assets.h"
 #include "text/tokenizer.h"
+#include "text/tokenizer_json.h"
 
 namespace cinch {
 namespace {
@@ -21,6 +27,29 @@ std::string from_hex(const std::string& hex) {
   return bytes;
 }
 
+/// What differs from a row of tests/golden/text/cases.py, or nothing.
+std::string difference(const Tokenizer& tokenizer, const JsonObject& row) {
+  std::vector<int64_t> ids = row.integers("ids"), with_special = ids;
+  std::string text;
+  if (row.has("hex")) {
+    text = from_hex(row.string("hex"));
+    ids = tokenizer.encode(text, false);
+    with_special = tokenizer.encode(text, true);
+    if (ids != row.integers("ids"))
+      return fmt::format("{}: ids [{}], expected {}", row.string("hex"), fmt::join(ids, ","),
+                         row.json().at("ids").dump());
+    if (with_special != row.integers("with_special"))
+      return fmt::format("{}: with special tokens [{}]", row.string("hex"), fmt::join(with_special, ","));
+  }
+  const std::string decoded = tokenizer.decode(ids, false), skipped = tokenizer.decode(with_special, true);
+  if (decoded != row.string("decoded"))
+    return fmt::format("{} decodes to \"{}\", expected \"{}\"", row.json().at("ids").dump(), decoded,
+                       row.string("decoded"));
+  if (skipped != row.string("skipped"))
+    return fmt::format("{} without special tokens decodes to \"{}\"", row.json().at("ids").dump(), skipped);
+  return "";
+}
+
 class GoldenTokenizer : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenTokenizer, GivesTheIdsAndTextOfHuggingFace) {
@@ -29,18 +58,42 @@ TEST_P(GoldenTokenizer, GivesTheIdsAndTextOfHuggingFace) {
   const JsonObject golden = JsonObject::from_file(repo_file("tests/golden/text/cases.json"));
   const auto cases = golden.objects(name);
   ASSERT_GE(cases.size(), 20u);
-  for (const JsonObject& row : cases) {
-    const std::string text = from_hex(row.string("hex"));
-    const std::vector<int64_t> ids = tokenizer->encode(text, false);
-    EXPECT_EQ(ids, row.integers("ids")) << name << ": \"" << text << '"';
-    EXPECT_EQ(tokenizer->encode(text, true), row.integers("with_special")) << name << ": \"" << text << '"';
-    EXPECT_EQ(tokenizer->decode(ids, false), row.string("decoded")) << name << ": \"" << text << '"';
-  }
+  for (const JsonObject& row : cases) EXPECT_EQ(difference(*tokenizer, row), "") << name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Components, GoldenTokenizer,
                          testing::Values("gpt2", "llama3", "qwen2", "smollm", "llama2", "mistral", "gemma", "phi3"),
                          [](const auto& param_info) { return std::string(param_info.param); });
+INSTANTIATE_TEST_SUITE_P(Rules, GoldenTokenizer,
+                         testing::Values("split_isolated", "split_isolated_inverted", "split_removed",
+                                         "split_removed_inverted", "split_contiguous", "split_contiguous_inverted",
+                                         "split_merged_with_previous", "split_merged_with_previous_inverted",
+                                         "split_merged_with_next", "split_merged_with_next_inverted",
+                                         "split_empty_matches", "split_word", "metaspace_always", "metaspace_first",
+                                         "metaspace_never", "unknown_fused", "unknown_apart", "unknown_bytes", "strip",
+                                         "added_flags", "roberta", "bert_processing", "template_both_ends",
+                                         "published_0", "published_1", "published_2", "published_3", "string_merges",
+                                         "random_merges", "no_decoder"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+/// Run by tests/golden/text/differential.py, which names the folder of its random cases.
+TEST(SlowTokenizer, AgreesOnTheCasesOfTheDifferentialScript) {
+  const char* folder = std::getenv("CINCH_TEXT_CASES");
+  if (folder == nullptr) GTEST_SKIP() << "skipped: CINCH_TEXT_CASES names no folder";
+  const std::filesystem::path path = folder;
+  const JsonObject golden = JsonObject::from_file(path / "cases.json");
+  size_t rows = 0, mismatches = 0;
+  for (const auto& [name, value] : golden.json().items()) {
+    const auto tokenizer = load_tokenizer_json(path / (name + ".tokenizer.json"));
+    for (const JsonObject& row : golden.objects(name)) {
+      const std::string found = difference(*tokenizer, row);
+      ++rows;
+      if (!found.empty() && ++mismatches <= 20) ADD_FAILURE() << name << ": " << found;
+    }
+  }
+  std::printf("%zu rows compared, %zu mismatches\n", rows, mismatches);
+  EXPECT_EQ(mismatches, 0u);
+}
 
 TEST(SlowTokenizer, RealTokenizersAgreeOnMegabytesOfText) {
   CINCH_NEEDS_ASSET(asset("tokenizers/gpt2/tokenizer.json"));
@@ -53,6 +106,8 @@ TEST(SlowTokenizer, RealTokenizersAgreeOnMegabytesOfText) {
     EXPECT_EQ(ids.size(), row.at("count").get<size_t>()) << row.dump();
     const std::vector<uint32_t> narrow(ids.begin(), ids.end());
     EXPECT_EQ(sha256_hex(std::as_bytes(std::span(narrow))), row.at("sha256").get<std::string>()) << row.dump();
+    const std::string decoded = tokenizer->decode(ids, false);
+    EXPECT_EQ(sha256_hex(std::as_bytes(std::span(decoded))), row.at("decoded_sha256").get<std::string>()) << row.dump();
   }
 }
 
@@ -104,6 +159,88 @@ INSTANTIATE_TEST_SUITE_P(Table, BadTokenizer,
                                          BadFile{"merge", R"("merges":[)", R"("merges":[["zzz","qqq"],)", "zzz"},
                                          BadFile{"json", R"("version")", R"(version")", "JSON"}),
                          [](const auto& param_info) { return std::string(param_info.param.name); });
+
+/// Every place in `json` outside of the long lists, as JSON pointers.
+void list_places(const Json& json, const Json::json_pointer& at, std::vector<Json::json_pointer>& places) {
+  places.push_back(at);
+  size_t count = 0;
+  if (json.is_object()) {
+    for (const auto& [key, value] : json.items()) {
+      if (++count <= 12) list_places(value, at / key, places);
+    }
+  } else if (json.is_array()) {
+    for (size_t i = 0; i < std::min<size_t>(json.size(), 4); ++i) list_places(json[i], at / i, places);
+  }
+}
+
+TEST(Tokenizer, NoChangeOfAFileLeadsOutOfTheProjectsErrors) {
+  const std::vector<Json> values = {
+      nullptr, 0,   -1,     4194304,        1e300,         UINT64_MAX,     true,
+      "",      "x", "\\p{", "\xEF\xBF\xBD", Json::array(), Json::object(), Json::array({"a", -1})};
+  size_t refused = 0, accepted = 0;
+  for (const char* name :
+       {"added_flags", "bert_processing", "template_both_ends", "published_0", "published_1", "published_2",
+        "published_3", "string_merges", "random_merges", "metaspace_first", "unknown_bytes", "split_word"}) {
+    const Json sound =
+        parse_json(read_text(repo_file(std::string("tests/golden/text/") + name + ".tokenizer.json")), name);
+    std::vector<Json::json_pointer> places;
+    list_places(sound, Json::json_pointer(), places);
+    for (const auto& place : places) {
+      for (const Json& value : values) {
+        Json changed = sound;
+        changed[place] = value;
+        try {
+          const auto tokenizer = make_json_tokenizer(changed, "tokenizer.json", {});
+          tokenizer->decode(tokenizer->encode(" ab-- 1\xFF'", true), true);
+          ++accepted;
+        } catch (const Error&) {
+          ++refused;
+        }
+      }
+    }
+  }
+  EXPECT_GT(refused, 500u);
+  EXPECT_GT(accepted, 100u);
+}
+
+TEST(Tokenizer, FaultsOfIdsAreNamed) {
+  const Json sound = parse_json(read_text(repo_file("tests/golden/text/gpt2.tokenizer.json")), "gpt2");
+  const auto message = [&](const char* place, const Json& value) -> std::string {
+    Json changed = sound;
+    changed[Json::json_pointer(place)] = value;
+    try {
+      make_json_tokenizer(changed, "tokenizer.json", {});
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_THAT(message("/model/vocab/a", 2147483647), HasSubstr("\"a\": 2147483647 is not a token id"));
+  EXPECT_THAT(message("/added_tokens/2/id", 7), HasSubstr("\"<|sep|>\" has the id 7 here, but 420"));
+  EXPECT_THAT(message("/post_processor", Json{{"type", "BertProcessing"}, {"sep", {"x", 999}}, {"cls", {"y", 0}}}),
+              HasSubstr("the id 999 is outside of the vocabulary of 421"));
+  EXPECT_THAT(message("/model/merges/0", "a b c"), HasSubstr("merges[0]: a merge is two pieces"));
+}
+
+TEST(SlowTokenizer, LoadingAndLongWordsTakeSecondsAtMost) {
+  CINCH_NEEDS_ASSET(asset("tokenizers/gpt2/tokenizer.json"));
+  const auto seconds = [start = std::chrono::steady_clock::now()] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  for (const char* name : {"tokenizers/gpt2/tokenizer.json", "tokenizers/llama2/tokenizer.json"}) {
+    const double before = seconds();
+    const auto tokenizer = load_tokenizer_json(asset(name));
+    EXPECT_LT(seconds() - before, 1.0) << name;
+    for (const char* unit : {"a", "7", " ", "\n", "qwertyuiopasdf", "漢字", "<s>", "\xFF"}) {
+      std::string text;
+      while (text.size() < 1000000) text += unit;
+      const double start = seconds();
+      const std::vector<int64_t> ids = tokenizer->encode(text, false);
+      tokenizer->decode(ids, false);
+      EXPECT_LT(seconds() - start, 5.0) << name << ": " << unit;
+    }
+  }
+}
 
 TEST(Tokenizer, AFolderWithoutOneGivesNothing) {
   const TempFolder folder;
