@@ -4,7 +4,9 @@
 #include <openssl/evp.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <array>
+#include <memory>
 
 #include "core/errors.h"
 #include "core/files.h"
@@ -46,18 +48,48 @@ std::string Xxh3Digest::hex() const { return canonical(XXH3_128bits_digest(state
 
 std::string xxh3_hex(std::span<const std::byte> bytes) { return canonical(XXH3_128bits(bytes.data(), bytes.size())); }
 
-std::string sha256_hex(std::span<const std::byte> bytes) {
-  std::array<unsigned char, EVP_MAX_MD_SIZE> out{};
-  unsigned int length = 0;
-  if (EVP_Digest(bytes.data(), bytes.size(), out.data(), &length, EVP_sha256(), nullptr) != 1) {
-    throw Error("SHA-256 is not available in this OpenSSL");
+namespace {
+
+class Sha256 {
+ public:
+  Sha256() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
+    check(context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
   }
-  return to_hex(std::span(out).first(length));
+  void update(std::span<const std::byte> bytes) {
+    check(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1);
+  }
+  std::string hex() {
+    std::array<unsigned char, EVP_MAX_MD_SIZE> out{};
+    unsigned int length = 0;
+    check(EVP_DigestFinal_ex(context_.get(), out.data(), &length) == 1);
+    return to_hex(std::span(out).first(length));
+  }
+
+ private:
+  static void check(bool done) {
+    if (!done) throw Error("SHA-256 is not available in this OpenSSL");
+  }
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+};
+
+}  // namespace
+
+std::string sha256_hex(std::span<const std::byte> bytes) {
+  Sha256 digest;
+  digest.update(bytes);
+  return digest.hex();
 }
 
 std::string sha256_hex_of_file(const std::filesystem::path& path) {
+  constexpr size_t kPart = size_t{16} << 20;  // held in memory at a time, however large the file
   const MappedFile file(path);
-  return sha256_hex(file.bytes());
+  Sha256 digest;
+  for (size_t begin = 0; begin < file.bytes().size(); begin += kPart) {
+    const auto part = file.bytes().subspan(begin, std::min(kPart, file.bytes().size() - begin));
+    digest.update(part);
+    file.release(part);
+  }
+  return digest.hex();
 }
 
 }  // namespace cinch

@@ -98,11 +98,14 @@ MappedFile::~MappedFile() {
 
 void MappedFile::release(std::span<const std::byte> range) const noexcept {
   if (range.empty() || data_ == nullptr) return;
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  // Whole pages inside the range only: neighbours share the first and the last page.
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(range.data()) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(range.data()) + range.size()) / page * page;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  // A read maps pages around those it touches, up to a huge page, so that is what is given back. Neighbours lose
+  // nothing: their pages come back from the file.
+  constexpr uintptr_t kUnit = uintptr_t{2} << 20;
+  const auto first = reinterpret_cast<uintptr_t>(data_), last = first + size_;
+  const auto wanted = reinterpret_cast<uintptr_t>(range.data());
+  const uintptr_t begin = std::max(first, wanted / kUnit * kUnit);
+  const uintptr_t end = std::min(last, (wanted + range.size() + kUnit - 1) / kUnit * kUnit);
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
