@@ -23,7 +23,7 @@ struct ConversionRecipe {
   int64_t calibration_window = 512;
   std::vector<int64_t> layers;             // converted layers, sorted; empty = all (a stock class needs all layers alike)
   RefitMode refit = RefitMode::automatic;
-  std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1, 1.0};  // chosen among by held-out windows
+  std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1};  // chosen among by held-out windows
   int64_t fisher_rounds = 3;               // rounds of (key refit, query refit)
   double lag_tail = 0.25;                  // share of the 1/(D+1) tail in the lag weights
   int64_t lag_context = 0;                 // furthest lag weighted; 0 = 8 x the calibration window

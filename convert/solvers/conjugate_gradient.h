@@ -14,4 +14,8 @@ using MatrixOperator = std::function<at::Tensor(const at::Tensor&)>;
 at::Tensor conjugate_gradient(const MatrixOperator& apply, const MatrixOperator& precondition, const at::Tensor& b,
                               int steps);
 
+/// The same for the independent problems of a batch (n, .., ..), each with steps of its own.
+at::Tensor batched_conjugate_gradient(const MatrixOperator& apply, const MatrixOperator& precondition,
+                                      const at::Tensor& b, int steps);
+
 }  // namespace cinch

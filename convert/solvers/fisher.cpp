@@ -10,6 +10,19 @@
 namespace cinch {
 namespace {
 
+constexpr double kPreconditionerDamping = 1e-3;
+
+/// Diagonal of a Kronecker preconditioner's row factor: every number of a rotary plane gets the plane's mean.
+at::Tensor plane_means(const at::Tensor& power) {
+  const auto halves = power.chunk(2, -1);
+  const at::Tensor plane = (halves[0] + halves[1]) / 2;
+  return at::cat({plane, plane}, -1);
+}
+
+at::Tensor safe_rows(const at::Tensor& power) {
+  return (power + kPreconditionerDamping * power.mean(-1, /*keepdim=*/true)).clamp_min(1e-300);
+}
+
 /// One group's share of a MergedHeads.
 struct Group {
   int64_t first_kv, n_kv, first_head, n_heads;
@@ -30,12 +43,6 @@ at::Tensor head_slice(const at::Tensor& x, const Group& group) {
 /// Source keys of a group side by side, (T, g*D).
 at::Tensor stacked_keys(const FisherWindow& window, const Group& group) {
   return kv_slice(window.keys, group).transpose(0, 1).flatten(1, 2);
-}
-
-/// Keys (.., T, D) before RoPE in the frames of the sampled queries: (.., M, T, D).
-at::Tensor in_query_frames(const at::Tensor& keys, const FisherSample& sample) {
-  const RotationTable frames{sample.queries.cos.unsqueeze(1), sample.queries.sin.unsqueeze(1)};
-  return rotate(rotate(keys, sample.keys).unsqueeze(-3), frames, /*inverse=*/true);
 }
 
 at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
@@ -129,31 +136,6 @@ at::Tensor fisher_loss(const FisherSample& sample, const MergedHeads& merged) {
   return loss / queries;
 }
 
-void refit_queries(const FisherSample& sample, MergedHeads& merged, double damping) {
-  const int64_t d = merged.key.size(1), groups = merged.key.size(0);
-  at::Tensor s1 = at::zeros_like(merged.query), s2 = at::zeros_like(merged.query);
-  for (const FisherWindow& window : sample.windows) {
-    for (int64_t j = 0; j < groups; ++j) {
-      const Group group = group_of(merged, j);
-      const int64_t rep = group.n_heads / group.n_kv;
-      const at::Tensor key_map = merged.key[j].reshape({d, -1}).to(window.keys.options());
-      const at::Tensor shared =
-          in_query_frames(at::matmul(stacked_keys(window, group), key_map.transpose(0, 1)), sample);
-      for (int64_t a = 0; a < group.n_kv; ++a) {
-        const int64_t first = group.first_head + a * rep;
-        const at::Tensor source = in_query_frames(window.keys[group.first_kv + a], sample);  // (M, T, D)
-        const at::Tensor root = window.weight.slice(0, first, first + rep).sqrt().unsqueeze(-1);
-        const at::Tensor mean = window.mean.slice(0, first, first + rep).unsqueeze(-2);  // (rep, M, 1, T)
-        const at::Tensor v = (root * shared).flatten(1, 2), u = (root * source).flatten(1, 2);
-        const at::Tensor vm = at::matmul(mean, shared).squeeze(-2), um = at::matmul(mean, source).squeeze(-2);
-        s1.slice(0, first, first + rep) += fp64(at::bmm(v.transpose(1, 2), v) - at::bmm(vm.transpose(1, 2), vm));
-        s2.slice(0, first, first + rep) += fp64(at::bmm(v.transpose(1, 2), u) - at::bmm(vm.transpose(1, 2), um));
-      }
-    }
-  }
-  merged.query = merged.query + solve_symmetric(damped(s1, damping), s2 - at::bmm(s1, merged.query));
-}
-
 namespace {
 
 /// The quadratic problem of one group's shared key.
@@ -187,9 +169,7 @@ class KeyRefit {
   at::Tensor row_power() const {
     at::Tensor power = at::zeros({merged_.key.size(1)}, at::kDouble);
     for (const at::Tensor& q : queries_) power += (fp64(q.square().sum(1)) * head_weight_.unsqueeze(1)).sum(0);
-    const auto halves = power.chunk(2, 0);
-    const at::Tensor plane = (halves[0] + halves[1]) / 2;
-    return at::cat({plane, plane});
+    return plane_means(power);
   }
 
  private:
@@ -218,17 +198,101 @@ class KeyRefit {
   at::Tensor head_weight_;  // (n) of the mean over queries
 };
 
+/// The quadratic problems of one group's query maps, one per head.
+class QueryRefit {
+ public:
+  QueryRefit(const FisherSample& sample, const MergedHeads& merged, int64_t j)
+      : sample_(sample), merged_(merged), j_(j), group_(group_of(merged, j)) {
+    const int64_t d = merged.key.size(1);
+    for (const FisherWindow& window : sample.windows) {
+      const at::Tensor map = merged.key[j].reshape({d, -1}).to(window.keys.options());
+      keys_.push_back(rotate(at::matmul(stacked_keys(window, group_), map.transpose(0, 1)), sample.keys));
+      count_ += static_cast<double>(window.queries.size(1));
+    }
+  }
+
+  /// Hessian times x (n, D, D).
+  at::Tensor apply(const at::Tensor& x) const {
+    return sum([&](size_t w, const FisherWindow& window) {
+      const at::Tensor queries = head_slice(window.queries, group_);
+      return logits(rotate(at::bmm(queries, x.transpose(1, 2).to(queries.options())), sample_.queries), keys_[w]);
+    });
+  }
+
+  /// Minus the gradient at the current maps.
+  at::Tensor right_side() const {
+    return sum([&](size_t, const FisherWindow& window) { return logit_error(sample_, window, merged_, j_); });
+  }
+
+  /// Row factor of the preconditioner (n, D): p-centred power of the shared key's planes.
+  at::Tensor row_power() const {
+    at::Tensor power = at::zeros({group_.n_heads, merged_.key.size(1)}, at::kDouble);
+    for (size_t w = 0; w < keys_.size(); ++w) {
+      const FisherWindow& window = sample_.windows[w];
+      const at::Tensor weight = head_slice(window.weight, group_).sum(1);                         // (n, T)
+      const at::Tensor mean = at::matmul(head_slice(window.mean, group_), keys_[w]);              // (n, M, D)
+      power += fp64(at::matmul(weight, keys_[w].square()) - mean.square().sum(1)).clamp_min(0);
+    }
+    return plane_means(power / count_);
+  }
+
+  /// Column factor (n, D, D): second moment of the sampled queries.
+  at::Tensor query_moment() const {
+    at::Tensor moment = at::zeros({group_.n_heads, merged_.key.size(1), merged_.key.size(1)}, at::kDouble);
+    for (const FisherWindow& window : sample_.windows) {
+      const at::Tensor queries = head_slice(window.queries, group_);
+      moment += fp64(at::bmm(queries.transpose(1, 2), queries));
+    }
+    return moment / count_;
+  }
+
+ private:
+  /// Sum over windows of the gradients that logit errors (n, M, T) put on the query maps.
+  template <typename Errors>
+  at::Tensor sum(const Errors& errors) const {
+    at::Tensor total = at::zeros({group_.n_heads, merged_.key.size(1), merged_.key.size(1)}, at::kDouble);
+    for (size_t w = 0; w < sample_.windows.size(); ++w) {
+      const FisherWindow& window = sample_.windows[w];
+      const at::Tensor weighted =
+          centred(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_));
+      const at::Tensor on_queries = rotate(at::matmul(weighted, keys_[w]), sample_.queries, true);  // (n, M, D)
+      total += fp64(at::bmm(on_queries.transpose(1, 2), head_slice(window.queries, group_)));
+    }
+    return total / count_;
+  }
+
+  const FisherSample& sample_;
+  const MergedHeads& merged_;
+  int64_t j_;
+  Group group_;
+  std::vector<at::Tensor> keys_;  // (T, D) shared, rotated, per window
+  double count_ = 0;
+};
+
 }  // namespace
 
+void refit_queries(const FisherSample& sample, MergedHeads& merged, int steps, double damping) {
+  std::vector<at::Tensor> changed;
+  for (int64_t j = 0; j < merged.key.size(0); ++j) {
+    const QueryRefit refit(sample, merged, j);
+    const at::Tensor rows = safe_rows(refit.row_power()).unsqueeze(-1);
+    const at::Tensor columns = damped(refit.query_moment(), kPreconditionerDamping);
+    const at::Tensor step = batched_conjugate_gradient(
+        [&](const at::Tensor& x) { return refit.apply(x) + damping * rows * at::bmm(x, columns); },
+        [&](const at::Tensor& x) { return solve_symmetric(columns, x.transpose(1, 2)).transpose(1, 2) / rows; },
+        refit.right_side(), steps);
+    changed.push_back(head_slice(merged.query, group_of(merged, j)) + step);
+  }
+  merged.query = at::cat(changed);
+}
+
 void refit_keys(const FisherSample& sample, const at::Tensor& moment, MergedHeads& merged, int steps, double damping) {
-  constexpr double kPreconditionerDamping = 1e-3;
   const int64_t d = merged.key.size(1);
   std::vector<at::Tensor> changed;
   for (int64_t j = 0; j < merged.key.size(0); ++j) {
     const Group group = group_of(merged, j);
     const KeyRefit refit(sample, merged, j);
-    const at::Tensor power = refit.row_power();
-    const at::Tensor rows = (power + kPreconditionerDamping * power.mean()).clamp_min(1e-300).unsqueeze(1);
+    const at::Tensor rows = safe_rows(refit.row_power()).unsqueeze(1);
     const at::Tensor own = kv_slice(moment, group).slice(2, group.first_kv, group.first_kv + group.n_kv);
     const at::Tensor columns = damped(own.reshape({group.n_kv * d, group.n_kv * d}), kPreconditionerDamping);
     const at::Tensor step = conjugate_gradient(

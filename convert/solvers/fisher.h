@@ -34,12 +34,11 @@ FisherSample fisher_sample(const HeadStream& stream, const SourceHeads& heads, i
 /// Mean over sampled queries of the loss above, per query head (H) fp64; unweighted.
 at::Tensor fisher_loss(const FisherSample& sample, const MergedHeads& merged);
 
-/// Closed-form step on merged.query with the direction of queries averaged out (E q q^T taken as a multiple of I):
-///   A <- A + (S1 + t I)^-1 (S2 - S1 A),  S1 = sum p v v^T, S2 = sum p v u^T, t = damping tr(S1)/D,
-/// u and v the p-centred source and shared keys in the frame of the query.
-void refit_queries(const FisherSample& sample, MergedHeads& merged, double damping);
+/// `steps` preconditioned conjugate-gradient steps on the query map of each head. `damping` holds the maps back towards
+/// where they are, in units of the Hessian's Kronecker approximation.
+void refit_queries(const FisherSample& sample, MergedHeads& merged, int steps, double damping);
 
-/// `steps` preconditioned conjugate-gradient steps on merged.key. `moment` is E k k^T (K, D, K, D).
+/// The same on merged.key. `moment` is E k k^T (K, D, K, D).
 void refit_keys(const FisherSample& sample, const at::Tensor& moment, MergedHeads& merged, int steps, double damping);
 
 }  // namespace cinch

@@ -128,7 +128,7 @@ class HeadMerging : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     at::manual_seed(11);
-    stream_ = at::randn({6, 20, c().hidden()}, at::kDouble);
+    stream_ = at::randn({8, 32, c().hidden()}, at::kDouble);
     post_norm_ = 1 + 0.3 * at::randn({c().hidden()}, at::kDouble);
   }
   const Case& c() const { return GetParam(); }

@@ -35,7 +35,7 @@ TEST(Recipe, PrintedRecipesReadBack) {
   ASSERT_EQ(second.code, 0) << second.err;
   EXPECT_EQ(first.out, second.out);
   EXPECT_THAT(first.out, HasSubstr("calibration = [\"a b.txt:2\", \"c.jsonl\"]"));
-  EXPECT_THAT(first.out, HasSubstr("refit-lambdas = [0.001, 0.01, 0.1, 1]"));
+  EXPECT_THAT(first.out, HasSubstr("refit-lambdas = [0.001, 0.01, 0.1]"));
   EXPECT_THAT(first.out, HasSubstr("refit = false"));
 }
 
