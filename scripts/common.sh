@@ -30,6 +30,9 @@ export CINCH_CACHE=${CINCH_CACHE:-$(default_cache)}
 venv=$CINCH_CACHE/python
 export HOME=${HOME:-$CINCH_CACHE}
 
+# LibTorch's threads would else spin while they wait, which on a machine that others use costs them and us most of the time.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
 system_python() { if [ -x /usr/bin/python3 ]; then echo /usr/bin/python3; else command -v python3 || true; fi; }
 
 # A LibTorch of the user's own: a folder on CMAKE_PREFIX_PATH, or the share/cmake folder of one.
