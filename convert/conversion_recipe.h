@@ -24,7 +24,7 @@ struct ConversionRecipe {
   std::vector<int64_t> layers;             // converted layers, sorted; empty = all (a stock class needs all layers alike)
   RefitMode refit = RefitMode::automatic;
   std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1};  // chosen among by held-out windows
-  int64_t fisher_rounds = 3;               // rounds of (key refit, query refit)
+  int64_t fisher_rounds = 2;               // rounds of (key refit, query refit)
   double lag_tail = 0.25;                  // share of the 1/(D+1) tail in the lag weights
   int64_t lag_context = 0;                 // furthest lag weighted; 0 = 8 x the calibration window
   bool search_groups = true;               // swap descent over head groups

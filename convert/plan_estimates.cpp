@@ -56,7 +56,11 @@ double seconds(const ConversionPlan& plan, int threads, bool calibrated, double 
   const double forward = 2.0 * (static_cast<double>(plan.source_parameters) - embedding) * tokens;
   // Two streams; a calibrated method walks each layer's attention a few more times.
   const double passes = calibrated ? 6.0 : 2.0;
-  return passes * forward / (kFlopsPerThread * std::max(threads, 1)) + 3.0 * stored_bytes / kDiskBytesPerSecond;
+  double flops = passes * forward;
+  for (size_t layer = 0; layer < config.layers.size(); ++layer) {
+    if (plan.converted[layer]) flops += transform(plan.recipe.method).solve_flops(config.layers[layer], plan.recipe);
+  }
+  return flops / (kFlopsPerThread * std::max(threads, 1)) + 3.0 * stored_bytes / kDiskBytesPerSecond;
 }
 
 }  // namespace

@@ -48,6 +48,8 @@ class Transform {
   /// Warnings that `plan` prints (QK-norm: what is approximate).
   virtual std::vector<std::string> cautions(const AttentionSpec& source, const ConversionRecipe& recipe) const { (void)source; (void)recipe; return {}; }
   virtual bool needs_calibration(const ConversionRecipe& recipe) const = 0;
+  /// Floating-point operations of `solve` beyond a few passes through the layer, roughly: for time estimates.
+  virtual double solve_flops(const AttentionSpec& source, const ConversionRecipe& recipe) const { (void)source; (void)recipe; return 0; }
   virtual LayerSolution solve(const LayerProblem& problem, const ConversionRecipe& recipe) const = 0;
 };
 

@@ -229,8 +229,8 @@ class QueryRefit {
     at::Tensor power = at::zeros({group_.n_heads, merged_.key.size(1)}, at::kDouble);
     for (size_t w = 0; w < keys_.size(); ++w) {
       const FisherWindow& window = sample_.windows[w];
-      const at::Tensor weight = head_slice(window.weight, group_).sum(1);                         // (n, T)
-      const at::Tensor mean = at::matmul(head_slice(window.mean, group_), keys_[w]);              // (n, M, D)
+      const at::Tensor weight = head_slice(window.weight, group_).sum(1);             // (n, T)
+      const at::Tensor mean = at::matmul(head_slice(window.mean, group_), keys_[w]);  // (n, M, D)
       power += fp64(at::matmul(weight, keys_[w].square()) - mean.square().sum(1)).clamp_min(0);
     }
     return plane_means(power / count_);

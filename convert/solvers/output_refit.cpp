@@ -52,8 +52,7 @@ at::Tensor solve(const Normal& normal, double lambda, int64_t kv_heads, bool bia
   at::Tensor penalty = at::zeros({n}, at::kDouble);
   const at::Tensor power = normal.gram.diagonal().slice(0, 0, features).reshape({kv_heads, -1}).mean(1);
   const double least = std::max(power.max().item<double>() * 1e-12, 1e-300);
-  penalty.slice(0, 0, features)
-      .copy_((lambda * power.clamp_min(least)).repeat_interleave(features / kv_heads));
+  penalty.slice(0, 0, features).copy_((lambda * power.clamp_min(least)).repeat_interleave(features / kv_heads));
   return solve_symmetric(normal.gram + at::diag(penalty), normal.cross);
 }
 

@@ -3,7 +3,7 @@
 // steps.
 #include <ATen/ATen.h>
 
-#include <numeric>
+#include <algorithm>
 
 #include "convert/solvers/fisher.h"
 #include "convert/solvers/gauge.h"
@@ -137,6 +137,17 @@ class AlignedTransform : public GroupedTransform {
   std::string name() const override { return "aligned"; }
   std::string summary() const override {
     return "fit shared heads by least squares where the softmax and W_O look, then refit W_O (default)";
+  }
+  double solve_flops(const AttentionSpec& source, const ConversionRecipe& recipe) const override {
+    const auto tokens = static_cast<double>(recipe.calibration_tokens),
+               length = static_cast<double>(recipe.calibration_window);
+    const auto heads = static_cast<double>(source.n_heads), d = static_cast<double>(source.head_dim);
+    const double windows = std::min(tokens / length, static_cast<double>(kFisherWindows));
+    const double positions = std::min(length, static_cast<double>(kFisherPositions));
+    const auto rounds = static_cast<double>(recipe.fisher_rounds);
+    const double softmax = (1 + 2 * rounds) * (kFisherSteps + 1) * 4 * windows * positions * length * heads * d;
+    const double stacked = heads * d * static_cast<double>(source.n_kv_heads / std::max<int64_t>(recipe.n_kv_heads, 1));
+    return softmax + 2 * tokens * stacked * stacked;
   }
 
  protected:

@@ -213,7 +213,8 @@ TEST_P(HeadMerging, TheGaugeOfTheSourceDoesNotMatter) {
   if (c().qk_norm) GTEST_SKIP() << "skipped: with QK-norm the coordinates of keys are not free";
   const GroupedQueryWeights w = random_weights(c());
   GroupedQueryWeights other = w;
-  for (at::Tensor* t : {&other.q_proj, &other.k_proj, &other.v_proj, &other.o_proj, &other.q_bias, &other.k_bias, &other.v_bias}) {
+  for (at::Tensor* t :
+       {&other.q_proj, &other.k_proj, &other.v_proj, &other.o_proj, &other.q_bias, &other.k_bias, &other.v_bias}) {
     if (t->defined()) *t = t->clone();
   }
   for (int64_t k = 0; k < c().kv_heads; ++k) change_gauge(c(), other, k, /*unitary=*/false);
@@ -257,16 +258,15 @@ RopeSpec yarn_rope() {
 INSTANTIATE_TEST_SUITE_P(
     Attention, HeadMerging,
     testing::Values(Case{.name = "mha", .heads = 4, .kv_heads = 4, .target = 2},
-                    Case{.name = "mha_to_mqa", .heads = 4, .kv_heads = 4, .target = 1},
-                    Case{.name = "gqa"}, Case{.name = "gqa_to_mqa", .target = 1},
+                    Case{.name = "mha_to_mqa", .heads = 4, .kv_heads = 4, .target = 1}, Case{.name = "gqa"},
+                    Case{.name = "gqa_to_mqa", .target = 1},
                     Case{.name = "nine_heads_of_three", .heads = 9, .kv_heads = 3, .head_dim = 6, .target = 1},
                     Case{.name = "head_dim_48", .heads = 4, .kv_heads = 2, .head_dim = 48, .target = 1},
                     Case{.name = "same_count", .target = 4}, Case{.name = "biases", .bias = true},
-                    Case{.name = "output_bias", .bias = true, .output_bias = true},
-                    Case{.name = "window", .window = 7}, Case{.name = "softcap", .softcap = 2.0},
-                    Case{.name = "sandwich_norms", .sandwich = true},
-                    Case{.name = "partial_rotary", .rope = partial_rope(4)},
-                    Case{.name = "yarn", .rope = yarn_rope()}, Case{.name = "qk_norm", .qk_norm = true},
+                    Case{.name = "output_bias", .bias = true, .output_bias = true}, Case{.name = "window", .window = 7},
+                    Case{.name = "softcap", .softcap = 2.0}, Case{.name = "sandwich_norms", .sandwich = true},
+                    Case{.name = "partial_rotary", .rope = partial_rope(4)}, Case{.name = "yarn", .rope = yarn_rope()},
+                    Case{.name = "qk_norm", .qk_norm = true},
                     Case{.name = "qk_norm_bias", .bias = true, .qk_norm = true}),
     [](const auto& test) { return test.param.name; });
 
