@@ -29,7 +29,7 @@ std::string to_text(const Json& report) {
   std::string text = layer_table(report["layers"]);
   const Json& loss = report["held_out"];
   if (loss.is_object()) {
-    text += fmt::format("\nHeld-out calibration windows ({} tokens): loss {:.4f} -> {:.4f} nats, KL {:.4f}\n", loss["tokens"].get<int64_t>(),
+    text += fmt::format("\nCalibration windows kept out of all fits but the last of o_proj ({} tokens): loss {:.4f} -> {:.4f} nats, KL {:.4f}\n", loss["tokens"].get<int64_t>(),
                         loss["nll_before"].get<double>(), loss["nll_after"].get<double>(), loss["kl"].get<double>());
   }
   const Json& check = report["verification"];
