@@ -15,7 +15,7 @@ namespace cinch {
 namespace {
 
 constexpr int64_t kMostHeldOut = 8;
-constexpr int64_t kPlainWindows = 4;      // for methods that fit nothing: enough to measure on
+constexpr int64_t kPlainWindows = 4;  // for methods that fit nothing: enough to measure on
 constexpr int64_t kSyntheticWindows = 2;
 constexpr int64_t kSyntheticLength = 64;
 
@@ -33,8 +33,9 @@ class IdsOnly : public Tokenizer {
 
  private:
   [[noreturn]] static void refuse() {
-    throw ConfigError("the model has no tokenizer, so calibration text cannot be read",
-                      "put tokenizer.json or tokenizer.model into its folder, or give token ids: --calibration ids.npy");
+    throw ConfigError(
+        "the model has no tokenizer, so calibration text cannot be read",
+        "put tokenizer.json or tokenizer.model into its folder, or give token ids: --calibration ids.npy");
   }
   int64_t vocab_size_;
 };
@@ -61,8 +62,9 @@ at::Tensor synthetic_windows(const ModelConfig& config, uint64_t seed) {
 void check_vocabulary(const at::Tensor& ids, int64_t vocab_size) {
   const auto highest = ids.max().item<int64_t>();
   if (highest >= vocab_size) {
-    throw ConfigError(fmt::format("calibration: token id {} is outside of the model's vocabulary of {}", highest, vocab_size),
-                      "the tokenizer or the token file belongs to another model");
+    throw ConfigError(
+        fmt::format("calibration: token id {} is outside of the model's vocabulary of {}", highest, vocab_size),
+        "the tokenizer or the token file belongs to another model");
   }
 }
 
@@ -100,9 +102,8 @@ std::vector<int64_t> choose_held_out(const std::vector<size_t>& sources) {
     const auto part = [&](size_t source) {
       return static_cast<double>(shares[source]) / static_cast<double>(of_source[source].size());
     };
-    const auto next = std::min_element(of_source.begin(), of_source.end(), [&](const auto& a, const auto& b) {
-      return part(a.first) < part(b.first);
-    });
+    const auto next = std::min_element(of_source.begin(), of_source.end(),
+                                       [&](const auto& a, const auto& b) { return part(a.first) < part(b.first); });
     ++shares[next->first];
   }
   std::vector<int64_t> chosen;
@@ -120,7 +121,8 @@ Json CalibrationSet::provenance() const {
   Json files = Json::array();
   for (const CorpusSpec& spec : sources) {
     for (const std::filesystem::path& file : files_of(spec.path)) {
-      files.push_back({{"file", file.filename().string()}, {"weight", spec.weight}, {"sha256", sha256_hex_of_file(file)}});
+      files.push_back(
+          {{"file", file.filename().string()}, {"weight", spec.weight}, {"sha256", sha256_hex_of_file(file)}});
     }
   }
   const auto* ids = reinterpret_cast<const std::byte*>(windows.const_data_ptr<int64_t>());
@@ -133,8 +135,8 @@ Json CalibrationSet::provenance() const {
           {"tokens_xxh3", xxh3_hex({ids, static_cast<size_t>(windows.numel()) * sizeof(int64_t)})}};
 }
 
-CalibrationSet load_calibration(const ModelSource& source, const ConversionRecipe& recipe, const std::filesystem::path& bundled,
-                                bool needs_text) {
+CalibrationSet load_calibration(const ModelSource& source, const ConversionRecipe& recipe,
+                                const std::filesystem::path& bundled, bool needs_text) {
   CalibrationSet set;
   set.sources = recipe.calibration;
   std::unique_ptr<Tokenizer> tokenizer = source.tokenizer();
@@ -144,9 +146,11 @@ CalibrationSet load_calibration(const ModelSource& source, const ConversionRecip
   }
   if (set.sources.empty()) {
     if (needs_text) {
-      throw UsageError(tokenizer ? "no calibration text: the bundled mixture was not found"
-                                 : "no calibration text: the model has no tokenizer, so the bundled mixture cannot be used",
-                       "give text (--calibration FILE), token ids (--calibration ids.npy), or take a method that needs none: --method mean");
+      throw UsageError(tokenizer
+                           ? "no calibration text: the bundled mixture was not found"
+                           : "no calibration text: the model has no tokenizer, so the bundled mixture cannot be used",
+                       "give text (--calibration FILE), token ids (--calibration ids.npy), or take a method that needs "
+                       "none: --method mean");
     }
     set.synthetic = true;
     set.windows = synthetic_windows(source.config(), recipe.seed);

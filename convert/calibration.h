@@ -1,4 +1,5 @@
-// The token windows a conversion is fitted on: from the user's files, from the bundled mixture, or, for methods that fit nothing, a few only.
+// The token windows a conversion is fitted on: from the user's files, from the bundled mixture, or, for methods that
+// fit nothing, a few only.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,12 +15,12 @@
 namespace cinch {
 
 struct CalibrationSet {
-  at::Tensor windows;              // (W, T) int64
-  std::vector<int64_t> held_out;   // windows kept out of every fit; all of them for methods that fit nothing
-  std::vector<CorpusSpec> sources; // files used; empty when `synthetic`
-  bool bundled = false;            // the mixture that comes with cinch
-  bool synthetic = false;          // no text at hand: arbitrary tokens, good for verification only
-  Json provenance() const;         // files with digests, sizes, digest of the tokens
+  at::Tensor windows;               // (W, T) int64
+  std::vector<int64_t> held_out;    // windows kept out of every fit; all of them for methods that fit nothing
+  std::vector<CorpusSpec> sources;  // files used; empty when `synthetic`
+  bool bundled = false;             // the mixture that comes with cinch
+  bool synthetic = false;           // no text at hand: arbitrary tokens, good for verification only
+  Json provenance() const;          // files with digests, sizes, digest of the tokens
 };
 
 /// Every .txt and .jsonl of the folder in name order, equal weights.
@@ -28,8 +29,9 @@ std::vector<CorpusSpec> bundled_sources(const std::filesystem::path& folder);
 /// At most 8 windows, one in four or fewer, spread evenly over each source and over the sources (one index per window).
 std::vector<int64_t> choose_held_out(const std::vector<size_t>& sources);
 
-/// `needs_text`: the method fits on activations. Throws ConfigError when the text is too short and UsageError when there is none.
-CalibrationSet load_calibration(const ModelSource& source, const ConversionRecipe& recipe, const std::filesystem::path& bundled,
-                                bool needs_text);
+/// `needs_text`: the method fits on activations. Throws ConfigError when the text is too short and UsageError when
+/// there is none.
+CalibrationSet load_calibration(const ModelSource& source, const ConversionRecipe& recipe,
+                                const std::filesystem::path& bundled, bool needs_text);
 
 }  // namespace cinch

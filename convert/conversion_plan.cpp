@@ -18,10 +18,12 @@ namespace {
 
 std::string role_name(TensorRole role) { return role == TensorRole::kept ? "kept" : "derived"; }
 
-ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe recipe, std::vector<std::string>& warnings) {
+ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe recipe,
+                                std::vector<std::string>& warnings) {
   check_recipe(recipe);
   if (!recipe.layers.empty() && recipe.layers.back() >= config.n_layers) {
-    throw UsageError(fmt::format("--layers {}: the model's layers are 0 to {}", layers_text(recipe.layers), config.n_layers - 1));
+    throw UsageError(
+        fmt::format("--layers {}: the model's layers are 0 to {}", layers_text(recipe.layers), config.n_layers - 1));
   }
   if (recipe.layers.empty()) {
     for (int64_t layer = 0; layer < config.n_layers; ++layer) recipe.layers.push_back(layer);
@@ -69,7 +71,8 @@ void check_targets(const ModelConfig& config, const ConversionRecipe& recipe) {
   }
 }
 
-ModelConfig target_config(const ModelConfig& source, const ConversionRecipe& recipe, std::vector<std::string>& warnings) {
+ModelConfig target_config(const ModelConfig& source, const ConversionRecipe& recipe,
+                          std::vector<std::string>& warnings) {
   const Transform& method = transform(recipe.method);
   ModelConfig target = source;
   for (const int64_t layer : recipe.layers) {
@@ -86,7 +89,9 @@ ModelConfig target_config(const ModelConfig& source, const ConversionRecipe& rec
 void check_format(const ModelConfig& target, const ModelWriterOptions& output) {
   if (!layers_differ(target) || output.format == "hdf5") return;
   throw UnsupportedError(
-      fmt::format("--layers: format {} holds stock model classes, which have one number of key-value heads for all layers", output.format),
+      fmt::format(
+          "--layers: format {} holds stock model classes, which have one number of key-value heads for all layers",
+          output.format),
       "convert every layer, or keep the result for cinch alone with --for native");
 }
 
@@ -102,7 +107,8 @@ int64_t count_parameters(const std::vector<WeightSpec>& weights) {
 
 }  // namespace
 
-ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe& recipe, const ModelWriterOptions& output) {
+ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe& recipe,
+                               const ModelWriterOptions& output) {
   ConversionPlan plan;
   plan.source = source.config();
   plan.recipe = resolve_recipe(plan.source, recipe, plan.warnings);
@@ -129,7 +135,8 @@ ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe
 Json ConversionPlan::to_json() const {
   Json runtime_list = Json::array(), tensor_list = Json::array();
   for (const RuntimeVerdict& verdict : runtimes) {
-    runtime_list.push_back({{"name", verdict.name}, {"loads", verdict.loads}, {"rule", verdict.rule}, {"reason", verdict.reason}});
+    runtime_list.push_back(
+        {{"name", verdict.name}, {"loads", verdict.loads}, {"rule", verdict.rule}, {"reason", verdict.reason}});
   }
   for (const PlannedTensor& tensor : tensors) {
     tensor_list.push_back({{"name", tensor.name}, {"shape", tensor.shape}, {"role", role_name(tensor.role)}});

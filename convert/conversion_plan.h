@@ -21,27 +21,27 @@ struct PlannedTensor {
 };
 
 struct RuntimeVerdict {
-  std::string name;    // "hf", "vllm", "sglang", "llama.cpp"
+  std::string name;  // "hf", "vllm", "sglang", "llama.cpp"
   bool loads = false;
-  std::string rule;    // short id
+  std::string rule;  // short id
   std::string reason;
 };
 
 struct ConversionPlan {
-  ConversionRecipe recipe;             // as asked for, with layers and calibration window made explicit for this model
+  ConversionRecipe recipe;  // as asked for, with layers and calibration window made explicit for this model
   ModelConfig source, target;
   int64_t source_parameters = 0, target_parameters = 0;
   std::vector<PlannedTensor> tensors;
-  std::vector<bool> converted;         // (L) which layers get new attention
-  double kv_ratio = 1.0;               // target bytes / source bytes
+  std::vector<bool> converted;  // (L) which layers get new attention
+  double kv_ratio = 1.0;        // target bytes / source bytes
   int64_t peak_memory_bytes = 0;
   int64_t disk_bytes = 0;
   double seconds_estimate = 0;
-  double break_even_tokens = 0;        // T* = weight bytes / bytes per token at batch 1
+  double break_even_tokens = 0;  // T* = weight bytes / bytes per token at batch 1
   std::vector<RuntimeVerdict> runtimes;
   std::vector<std::string> warnings;
 
-  Json to_json() const;                // interface: docs/interface.md
+  Json to_json() const;  // interface: docs/interface.md
 };
 
 }  // namespace cinch

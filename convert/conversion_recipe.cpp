@@ -89,8 +89,9 @@ void parse_target(const std::string& text, ConversionRecipe& recipe) {
     throw UsageError(fmt::format("--to {}: '{}' is not a number of key-value heads", text, text.substr(prefix.size())),
                      "for example --to gqa:4");
   }
-  throw UsageError(fmt::format("--to {}: unknown target; known are gqa:N (N shared key-value heads) and mqa (one)", text),
-                   text == "gqa" ? "say how many heads: --to gqa:4" : "for example --to gqa:4");
+  throw UsageError(
+      fmt::format("--to {}: unknown target; known are gqa:N (N shared key-value heads) and mqa (one)", text),
+      text == "gqa" ? "say how many heads: --to gqa:4" : "for example --to gqa:4");
 }
 
 std::string target_text(const ConversionRecipe& recipe) {
@@ -124,9 +125,12 @@ std::string layers_text(const std::vector<int64_t>& layers) {
 
 std::string refit_text(RefitMode mode) {
   switch (mode) {
-    case RefitMode::on: return "on";
-    case RefitMode::off: return "off";
-    case RefitMode::automatic: break;
+    case RefitMode::on:
+      return "on";
+    case RefitMode::off:
+      return "off";
+    case RefitMode::automatic:
+      break;
   }
   return "automatic";
 }

@@ -12,22 +12,26 @@
 namespace cinch {
 
 enum class TargetKind { gqa };  // mqa is gqa with one head
-enum class RefitMode { automatic, on, off };  // automatic: what the method does by default (on for aligned, off for mean, first, procrustes)
+enum class RefitMode {
+  automatic,
+  on,
+  off
+};  // automatic: what the method does by default (on for aligned, off for mean, first, procrustes)
 
 struct ConversionRecipe {
   TargetKind target = TargetKind::gqa;
-  int64_t n_kv_heads = 0;                  // target heads, from "gqa:N" or "mqa"
-  std::string method = "aligned";          // aligned, procrustes, mean, first
-  std::vector<CorpusSpec> calibration;     // empty: the bundled mixture
+  int64_t n_kv_heads = 0;               // target heads, from "gqa:N" or "mqa"
+  std::string method = "aligned";       // aligned, procrustes, mean, first
+  std::vector<CorpusSpec> calibration;  // empty: the bundled mixture
   int64_t calibration_tokens = 16384;
   int64_t calibration_window = 512;
-  std::vector<int64_t> layers;             // converted layers, sorted; empty = all (a stock class needs all layers alike)
+  std::vector<int64_t> layers;  // converted layers, sorted; empty = all (a stock class needs all layers alike)
   RefitMode refit = RefitMode::automatic;
   std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1};  // chosen among by held-out windows
-  int64_t fisher_rounds = 2;               // rounds of (key refit, query refit)
-  double lag_tail = 0.25;                  // share of the 1/(D+1) tail in the lag weights
-  int64_t lag_context = 0;                 // furthest lag weighted; 0 = 8 x the calibration window
-  bool search_groups = true;               // swap descent over head groups
+  int64_t fisher_rounds = 2;                               // rounds of (key refit, query refit)
+  double lag_tail = 0.25;                                  // share of the 1/(D+1) tail in the lag weights
+  int64_t lag_context = 0;                                 // furthest lag weighted; 0 = 8 x the calibration window
+  bool search_groups = true;                               // swap descent over head groups
   uint64_t seed = 0;
 };
 
@@ -43,11 +47,12 @@ std::string layers_text(const std::vector<int64_t>& layers);
 
 std::string refit_text(RefitMode mode);  // "automatic", "on", "off"
 
-/// Every field under its recipe key: what provenance records and what a resumed run is compared with. Calibration files appear by file
-/// name and weight; their content is pinned by digests beside the recipe.
+/// Every field under its recipe key: what provenance records and what a resumed run is compared with. Calibration files
+/// appear by file name and weight; their content is pinned by digests beside the recipe.
 Json recipe_json(const ConversionRecipe& recipe);
 
-/// Throws UsageError on a field whose value no model could use (calibration shorter than a window, negative damping, ...).
+/// Throws UsageError on a field whose value no model could use (calibration shorter than a window, negative damping,
+/// ...).
 void check_recipe(const ConversionRecipe& recipe);
 
 }  // namespace cinch

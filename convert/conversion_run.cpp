@@ -47,10 +47,12 @@ ConversionRun::ConversionRun(Inputs inputs)
       dtype_(output_dtype(in_.output, in_.plan.source)),
       teacher_(in_.source, in_.calibration.windows, {.dtype = at::kFloat, .device = in_.device}) {
   for (const TensorInfo& info : in_.source->tensors().tensors()) {
-    rounds_ = rounds_ || dtype_bits(dtype_) < dtype_bits(info.dtype) || (dtype_ == Dtype::kF16 && info.dtype == Dtype::kBF16) ||
+    rounds_ = rounds_ || dtype_bits(dtype_) < dtype_bits(info.dtype) ||
+              (dtype_ == Dtype::kF16 && info.dtype == Dtype::kBF16) ||
               (dtype_ == Dtype::kBF16 && info.dtype == Dtype::kF16);
   }
-  student_ = rounds_ ? ModelTrunk(in_.plan.target, in_.source->family(), [&](const std::string& name) { return read_converted(name, {}); })
+  student_ = rounds_ ? ModelTrunk(in_.plan.target, in_.source->family(),
+                                  [&](const std::string& name) { return read_converted(name, {}); })
                            .embed(in_.calibration.windows.to(in_.device))
                      : teacher_.hidden().clone();
 }
@@ -88,9 +90,12 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   for (const auto& [name, tensor] : in_.source->family().attention_tensors(target, layer, solution.weights)) {
     const Dtype dtype = stored_dtype(tensor);
     const at::Tensor rounded = tensor.to(at::kCPU, torch_dtype(dtype)).contiguous();
-    if (!at::isfinite(tensor).all().item<bool>()) throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name));
+    if (!at::isfinite(tensor).all().item<bool>())
+      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name));
     if (!at::isfinite(rounded).all().item<bool>()) {
-      throw UnsupportedError(fmt::format("tensor \"{}\" has values outside of the range of {}", name, dtype_name(dtype)), "write --dtype bf16 or f32");
+      throw UnsupportedError(
+          fmt::format("tensor \"{}\" has values outside of the range of {}", name, dtype_name(dtype)),
+          "write --dtype bf16 or f32");
     }
     stored[name] = {dtype, rounded};
   }
@@ -105,9 +110,10 @@ void ConversionRun::advance_student(int64_t layer) {
     reports_.push_back(std::move(stored.report));
   }
   const ModelFamily& family = in_.source->family();
-  const DecoderLayer converted(in_.plan.target, layer, family.read_layer(in_.plan.target, layer, [&](const std::string& name) {
-    return read_converted(name, derived);
-  }));
+  const DecoderLayer converted(in_.plan.target, layer,
+                               family.read_layer(in_.plan.target, layer, [&](const std::string& name) {
+                                 return read_converted(name, derived);
+                               }));
   const int64_t step = teacher_.batch_windows();
   for (int64_t first = 0; first < student_.size(0); first += step) {
     at::Tensor batch = student_.narrow(0, first, std::min(step, student_.size(0) - first));
@@ -137,7 +143,8 @@ void ConversionRun::run_layers() {
 const ModelTrunk& ConversionRun::converted_trunk() const {
   if (!rounds_) return teacher_.trunk();
   if (!rounded_trunk_) {
-    rounded_trunk_ = std::make_unique<ModelTrunk>(in_.plan.target, in_.source->family(), [&](const std::string& name) { return read_converted(name, {}); });
+    rounded_trunk_ = std::make_unique<ModelTrunk>(in_.plan.target, in_.source->family(),
+                                                  [&](const std::string& name) { return read_converted(name, {}); });
   }
   return *rounded_trunk_;
 }

@@ -1,5 +1,6 @@
-// The layer-by-layer part of a conversion: two residual streams of the calibration tokens (the original's and the converted model's), one layer's
-// weights at a time. Finished layers are read back from the partial folder, so an interrupted run computes on exactly the same numbers.
+// The layer-by-layer part of a conversion: two residual streams of the calibration tokens (the original's and the
+// converted model's), one layer's weights at a time. Finished layers are read back from the partial folder, so an
+// interrupted run computes on exactly the same numbers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,7 +37,8 @@ class ConversionRun {
 
   /// Loss of both models on the held-out windows; call after run_layers.
   HeldOutLoss held_out_loss() const;
-  /// Logits of the converted model for the first `tokens` tokens of window 0, (tokens, V) on the CPU; call after run_layers.
+  /// Logits of the converted model for the first `tokens` tokens of window 0, (tokens, V) on the CPU; call after
+  /// run_layers.
   at::Tensor first_logits(int64_t tokens) const;
 
  private:
@@ -51,7 +53,7 @@ class ConversionRun {
   Dtype dtype_;
   bool rounds_ = false;  // kept tensors lose bits in the output's type
   LayerStream teacher_;
-  at::Tensor student_;   // (W, T, E)
+  at::Tensor student_;  // (W, T, E)
   std::vector<Json> reports_;
   mutable std::unique_ptr<ModelTrunk> rounded_trunk_;
 };

@@ -59,16 +59,19 @@ void check_output_free(const std::filesystem::path& output, const ConvertOptions
 /// Before anything is computed: whoever forgot --resume or --force should not wait for digests first.
 void check_partial(const std::filesystem::path& output, const ConvertOptions& options) {
   if (options.resume || options.output.force || PartialFolder::recorded_identity(output).is_null()) return;
-  throw UsageError(fmt::format("{}: an unfinished conversion to this output is here", PartialFolder::path_for(output).string()),
-                   "go on with it (--resume) or start over (--force)");
+  throw UsageError(
+      fmt::format("{}: an unfinished conversion to this output is here", PartialFolder::path_for(output).string()),
+      "go on with it (--resume) or start over (--force)");
 }
 
 void check_disk(const std::filesystem::path& output, const ConversionPlan& plan) {
   const uint64_t held = bytes_in(PartialFolder::path_for(output));
-  const uint64_t needed = static_cast<uint64_t>(plan.disk_bytes) - std::min(held, static_cast<uint64_t>(plan.disk_bytes));
+  const uint64_t needed =
+      static_cast<uint64_t>(plan.disk_bytes) - std::min(held, static_cast<uint64_t>(plan.disk_bytes));
   const uint64_t free = free_disk_bytes(output);
   if (free >= needed) return;
-  throw ResourceError(fmt::format("{}: the conversion needs {} bytes of disk, {} are free", output.parent_path().string(), needed, free),
+  throw ResourceError(fmt::format("{}: the conversion needs {} bytes of disk, {} are free",
+                                  output.parent_path().string(), needed, free),
                       "free some space or choose another target");
 }
 
@@ -85,7 +88,10 @@ bool is_finished(const std::filesystem::path& output, const Json& identity) {
 class Conversion {
  public:
   Conversion(std::shared_ptr<ModelSource> source, const ConversionRecipe& recipe, const ConvertOptions& options)
-      : source_(std::move(source)), options_(options), output_(clean_path(options.output.output)), started_(std::chrono::steady_clock::now()) {
+      : source_(std::move(source)),
+        options_(options),
+        output_(clean_path(options.output.output)),
+        started_(std::chrono::steady_clock::now()) {
     options_.output.output = output_;
     plan_ = plan_conversion(*source_, recipe, options_.output);
   }
@@ -97,10 +103,12 @@ class Conversion {
     for (const std::string& warning : plan_.warnings) {
       if (warning != source_->quality_note()) log_warning(warning);  // said when the model was opened
     }
-    calibration_ = load_calibration(*source_, plan_.recipe, options_.bundled_calibration, transform(plan_.recipe.method).needs_calibration(plan_.recipe));
+    calibration_ = load_calibration(*source_, plan_.recipe, options_.bundled_calibration,
+                                    transform(plan_.recipe.method).needs_calibration(plan_.recipe));
     identity_ = run_identity(*source_, plan_, calibration_, options_.output, options_.device.str());
     if (options_.resume) {
-      if (published || (PartialFolder::recorded_identity(output_).is_null() && is_finished(output_, identity_))) return finish_published();
+      if (published || (PartialFolder::recorded_identity(output_).is_null() && is_finished(output_, identity_)))
+        return finish_published();
       check_output_free(output_, options_);
     }
     check_disk(output_, plan_);
@@ -113,7 +121,8 @@ class Conversion {
     const Start start = options_.resume ? Start::resume : options_.output.force ? Start::replace : Start::fresh;
     PartialFolder partial(output_, identity_, start);
     if (options_.resume) {
-      log_info(partial.resumed_layers() > 0 ? fmt::format("resuming after {} finished layers", partial.resumed_layers()) : "nothing to resume: starting from the first layer");
+      log_info(partial.resumed_layers() > 0 ? fmt::format("resuming after {} finished layers", partial.resumed_layers())
+                                            : "nothing to resume: starting from the first layer");
     }
     ConversionRun layers({source_, plan_, calibration_, options_.output, partial, options_.device});
     layers.run_layers();
@@ -171,9 +180,11 @@ class Conversion {
   }
 
   /// Model card and provenance, into folders only: a single file has no room for them.
-  void describe(const ConversionRun& layers, const std::filesystem::path& result, const std::map<std::string, std::string>& digests) const {
+  void describe(const ConversionRun& layers, const std::filesystem::path& result,
+                const std::map<std::string, std::string>& digests) const {
     if (!is_folder_format(options_.output.format)) return;
-    const ConversionRecord record{*source_, plan_, calibration_, identity_, layers.layer_reports(), loss_, verification_, digests};
+    const ConversionRecord record{*source_, plan_,         calibration_, identity_, layers.layer_reports(),
+                                  loss_,    verification_, digests};
     write_text(result / "README.md", model_card(record));
     write_text(result / "cinch.json", provenance_json(record).dump(1) + "\n");
   }
@@ -200,7 +211,8 @@ class Conversion {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
     return {{{"output", options_.output.output.string()},
              {"kv_ratio", plan_.kv_ratio},
-             {"kv_bytes_per_token", {{"source", plan_.source.kv_bytes_per_token()}, {"target", plan_.target.kv_bytes_per_token()}}},
+             {"kv_bytes_per_token",
+              {{"source", plan_.source.kv_bytes_per_token()}, {"target", plan_.target.kv_bytes_per_token()}}},
              {"method", plan_.recipe.method},
              {"seconds", seconds},
              {"peak_memory_bytes", peak_memory_bytes()},
@@ -224,7 +236,8 @@ class Conversion {
 
 }  // namespace
 
-ConvertReport convert_model(std::shared_ptr<ModelSource> source, const ConversionRecipe& recipe, const ConvertOptions& options) {
+ConvertReport convert_model(std::shared_ptr<ModelSource> source, const ConversionRecipe& recipe,
+                            const ConvertOptions& options) {
   const c10::InferenceMode inference;
   return Conversion(std::move(source), recipe, options).run();
 }

@@ -52,7 +52,8 @@ std::string calibration_text(const CalibrationSet& calibration) {
 std::string loss_section(const HeldOutLoss& loss) {
   if (loss.tokens == 0) return "Not measured: there was no text at hand. `cinch eval` measures it.\n";
   return fmt::format(
-      "On {} calibration tokens that no fit but the last one of o_proj has seen (a hint, better than new text, not a benchmark; `cinch eval` measures properly):\n\n"
+      "On {} calibration tokens that no fit but the last one of o_proj has seen (a hint, better than new text, not a "
+      "benchmark; `cinch eval` measures properly):\n\n"
       "| | original | converted |\n|---|---|---|\n"
       "| loss, nats per token | {:.4f} | {:.4f} |\n| perplexity | {:.3f} | {:.3f} |\n\n"
       "Mean KL(original, converted): {:.4f} nats per token.\n",
@@ -60,7 +61,9 @@ std::string loss_section(const HeldOutLoss& loss) {
 }
 
 std::string layer_table(const std::vector<Json>& reports) {
-  std::string table = "| layer | key energy kept | value energy kept | output error before refit | output error |\n|---|---|---|---|---|\n";
+  std::string table =
+      "| layer | key energy kept | value energy kept | output error before refit | output error "
+      "|\n|---|---|---|---|---|\n";
   for (const Json& report : reports) {
     table += fmt::format("| {} | {:.4f} | {:.4f} | {:.4f} | {:.4f} |\n", report["layer"].get<int64_t>(),
                          report["kept_energy_k"].get<double>(), report["kept_energy_v"].get<double>(),
@@ -89,23 +92,28 @@ std::string model_card(const ConversionRecord& record) {
   if (!licence.empty()) card += fmt::format("license: {}\n", licence);
   card += "library_name: transformers\ntags:\n- cinch\n- gqa\n---\n";
   card += fmt::format("# {} with a smaller KV cache ({})\n\n", name, target_text(plan.recipe));
-  card += fmt::format("Converted from `{}` by cinch {}; `cinch.json` records the recipe and the digests of all inputs and outputs.\n\n", name, CINCH_VERSION);
+  card += fmt::format(
+      "Converted from `{}` by cinch {}; `cinch.json` records the recipe and the digests of all inputs and outputs.\n\n",
+      name, CINCH_VERSION);
   card += "| | source | converted |\n|---|---|---|\n";
   card += fmt::format("| key-value heads per layer | {} | {} |\n", heads_text(plan.source), heads_text(plan.target));
   card += fmt::format("| KV cache, bytes per token (16-bit) | {} | {} ({:.1f} %) |\n", plan.source.kv_bytes_per_token(),
                       plan.target.kv_bytes_per_token(), 100 * plan.kv_ratio);
   card += fmt::format("| parameters | {} | {} |\n\n", plan.source_parameters, plan.target_parameters);
-  card += fmt::format("Method: `{}`, output refit: {}. Layers converted: {} of {}.\n\n", plan.recipe.method, refit_text(plan.recipe.refit),
-                      plan.recipe.layers.size(), plan.source.n_layers);
+  card += fmt::format("Method: `{}`, output refit: {}. Layers converted: {} of {}.\n\n", plan.recipe.method,
+                      refit_text(plan.recipe.refit), plan.recipe.layers.size(), plan.source.n_layers);
   card += fmt::format("Calibration: {}.\n\n", calibration_text(record.calibration));
   card += "## Measured loss\n\n" + loss_section(record.loss);
-  card += fmt::format("\nThe written files were read back: {} new tensors are as computed, and the logits of {} tokens differ by at most {:.2g}.\n",
-                      record.verification.tensors, record.verification.tokens, record.verification.max_abs_logit_difference);
+  card += fmt::format(
+      "\nThe written files were read back: {} new tensors are as computed, and the logits of {} tokens differ by at "
+      "most {:.2g}.\n",
+      record.verification.tensors, record.verification.tokens, record.verification.max_abs_logit_difference);
   card += "\n## Layers\n\n" + layer_table(record.layer_reports);
   if (!plan.warnings.empty()) card += "\n## Notes\n\n";
   for (const std::string& warning : plan.warnings) card += fmt::format("- {}\n", warning);
-  card += fmt::format("\n## Licence\n\n{}\n", licence.empty() ? "The source does not name one; the source's terms apply to this model too."
-                                                             : fmt::format("{}, carried over from the source.", licence));
+  card += fmt::format("\n## Licence\n\n{}\n",
+                      licence.empty() ? "The source does not name one; the source's terms apply to this model too."
+                                      : fmt::format("{}, carried over from the source.", licence));
   return card;
 }
 

@@ -11,8 +11,8 @@
 namespace cinch {
 namespace {
 
-constexpr double kRoundOff = 1e-3;       // of the logits' RMS: the same numbers, summed in another order
-constexpr double kQuantisedLogits = 0.5; // the same for Q8_0 weights
+constexpr double kRoundOff = 1e-3;        // of the logits' RMS: the same numbers, summed in another order
+constexpr double kQuantisedLogits = 0.5;  // the same for Q8_0 weights
 constexpr double kQuantisedTensor = 0.02;
 
 [[noreturn]] void fail(const std::filesystem::path& path, const std::string& what) {
@@ -26,7 +26,8 @@ void check_digests(const OutputCheck& check) {
     const TensorInfo* info = raw->find(name);
     if (info == nullptr) fail(check.path, fmt::format("tensor \"{}\" is missing", name));
     if (!info->stored_as.empty()) continue;  // reading gives dequantised numbers
-    if (xxh3_hex(raw->read(name).bytes) != digest) fail(check.path, fmt::format("tensor \"{}\" reads back different bytes", name));
+    if (xxh3_hex(raw->read(name).bytes) != digest)
+      fail(check.path, fmt::format("tensor \"{}\" reads back different bytes", name));
     raw->release(name);
   }
 }
@@ -38,8 +39,9 @@ int64_t check_derived(const OutputCheck& check, const ModelSource& written) {
     if (!check.plan.converted[static_cast<size_t>(layer)]) continue;
     for (const auto& [name, meant] : check.partial.load_layer(layer).tensors) {
       const at::Tensor found = written.tensor(name, meant.scalar_type());
-      const bool equal = check.quantised ? (found - meant).norm().item<double>() <= kQuantisedTensor * meant.norm().item<double>()
-                                         : at::equal(found, meant);
+      const bool equal = check.quantised
+                             ? (found - meant).norm().item<double>() <= kQuantisedTensor * meant.norm().item<double>()
+                             : at::equal(found, meant);
       if (!equal) fail(check.path, fmt::format("tensor \"{}\" differs from what was computed", name));
       written.tensors().release(name);
       ++compared;
@@ -69,7 +71,8 @@ VerificationResult check_output(const OutputCheck& check) {
   result.tokens = check.logits.size(0);
   const double allowed = (check.quantised ? kQuantisedLogits : kRoundOff) * result.logit_rms;
   if (!(result.max_abs_logit_difference <= allowed)) {
-    fail(check.path, fmt::format("the logits of the written model differ by {:.3g} from those of the model in memory; at most {:.3g} is round-off",
+    fail(check.path, fmt::format("the logits of the written model differ by {:.3g} from those of the model in memory; "
+                                 "at most {:.3g} is round-off",
                                  result.max_abs_logit_difference, allowed));
   }
   return result;

@@ -108,8 +108,9 @@ PartialFolder::PartialFolder(const std::filesystem::path& output, const Json& id
   }
   const std::vector<std::string> differences = identity_differences(recorded, identity);
   if (!differences.empty()) {
-    throw UsageError(fmt::format("--resume: the unfinished conversion was started differently: {}", fmt::join(differences, "; ")),
-                     "repeat the command it was started with, or start over with --force");
+    throw UsageError(
+        fmt::format("--resume: the unfinished conversion was started differently: {}", fmt::join(differences, "; ")),
+        "repeat the command it was started with, or start over with --force");
   }
   while (has_layer(resumed_layers_)) ++resumed_layers_;
 }
@@ -120,7 +121,8 @@ PartialFolder::Lock::Lock(const std::filesystem::path& folder) {
   if (descriptor_ < 0) throw_system_error("cannot write", file, errno);
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
     ::close(descriptor_);
-    throw Error(fmt::format("{}: another process is converting to this output", folder.string()), "wait for it, or choose another output");
+    throw Error(fmt::format("{}: another process is converting to this output", folder.string()),
+                "wait for it, or choose another output");
   }
 }
 
@@ -144,8 +146,10 @@ std::filesystem::path PartialFolder::layer_file(int64_t layer) const {
 
 bool PartialFolder::has_layer(int64_t layer) const { return std::filesystem::exists(layer_file(layer)); }
 
-void PartialFolder::store_layer(int64_t layer, const std::map<std::string, StoredTensor>& tensors, const Json& report) const {
-  const auto sink = checkpoint_format("safetensors").create({.path = layer_file(layer), .metadata = {{"report", report.dump()}}, .shard_bytes = 0});
+void PartialFolder::store_layer(int64_t layer, const std::map<std::string, StoredTensor>& tensors,
+                                const Json& report) const {
+  const auto sink = checkpoint_format("safetensors")
+                        .create({.path = layer_file(layer), .metadata = {{"report", report.dump()}}, .shard_bytes = 0});
   std::vector<TensorInfo> infos;
   for (const auto& [name, stored] : tensors) infos.push_back({name, stored.dtype, stored.tensor.sizes().vec(), {}});
   sink->declare(infos);
@@ -188,7 +192,8 @@ void PartialFolder::publish() const {
 void PartialFolder::discard() {
   std::error_code fault;
   // The state goes last: until then a killed process can be resumed, and then finds the published output.
-  for (const char* name : {"layers", "result", "replaced", kState, kPublishing}) std::filesystem::remove_all(folder_ / name, fault);
+  for (const char* name : {"layers", "result", "replaced", kState, kPublishing})
+    std::filesystem::remove_all(folder_ / name, fault);
   std::filesystem::remove_all(folder_, fault);
   if (fault) log_warning(fmt::format("cannot remove {}: {}", folder_.string(), fault.message()));
 }

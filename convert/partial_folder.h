@@ -1,8 +1,10 @@
 // The resumable state of a conversion: a folder beside the output, ".NAME.cinch-partial", holding
 //   state.json             what is being converted (compared key by key on resume)
-//   layers/NNNNN.safetensors  the new attention of each finished layer, in the output's type, with its report in the header; written atomically
-//   result/NAME            the output under construction; renamed to its real name once it is complete and verified
-// A process killed at any moment leaves either no state.json (nothing to resume) or a folder from which the same bytes follow.
+//   layers/NNNNN.safetensors  the new attention of each finished layer, in the output's type, with its report in the
+//   header; written atomically result/NAME            the output under construction; renamed to its real name once it
+//   is complete and verified
+// A process killed at any moment leaves either no state.json (nothing to resume) or a folder from which the same bytes
+// follow.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,10 +21,14 @@ namespace cinch {
 
 class PartialFolder {
  public:
-  enum class Start { fresh, resume, replace };  // nothing may be there; go on with what is there; throw away what is there
+  enum class Start {
+    fresh,
+    resume,
+    replace
+  };  // nothing may be there; go on with what is there; throw away what is there
 
-  /// Takes the folder for `output`, creating it, and locks it against other processes. Throws UsageError when work is there and `start` is fresh, or
-  /// when the recorded `identity` differs on resume (naming the keys).
+  /// Takes the folder for `output`, creating it, and locks it against other processes. Throws UsageError when work is
+  /// there and `start` is fresh, or when the recorded `identity` differs on resume (naming the keys).
   PartialFolder(const std::filesystem::path& output, const Json& identity, Start start);
   PartialFolder(const PartialFolder&) = delete;
   PartialFolder& operator=(const PartialFolder&) = delete;
@@ -31,7 +37,8 @@ class PartialFolder {
   /// The identity recorded for `output`, null when there is nothing to resume.
   static Json recorded_identity(const std::filesystem::path& output);
 
-  /// True when a killed run got as far as giving the output its name: nothing is left to do but to remove the partial folder.
+  /// True when a killed run got as far as giving the output its name: nothing is left to do but to remove the partial
+  /// folder.
   static bool was_published(const std::filesystem::path& output);
 
   /// Number of layers found finished when the folder was taken.
@@ -43,7 +50,8 @@ class PartialFolder {
   };
   void store_layer(int64_t layer, const std::map<std::string, StoredTensor>& tensors, const Json& report) const;
   struct StoredLayer {
-    std::map<std::string, at::Tensor> tensors;  // as stored, freshly allocated, so that a resumed run computes on the same layout
+    std::map<std::string, at::Tensor>
+        tensors;  // as stored, freshly allocated, so that a resumed run computes on the same layout
     Json report;
   };
   StoredLayer load_layer(int64_t layer) const;

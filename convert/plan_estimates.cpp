@@ -51,7 +51,8 @@ int64_t peak_memory(const ModelSource& source, const ConversionPlan& plan, bool 
 
 double seconds(const ConversionPlan& plan, int threads, bool calibrated, double stored_bytes) {
   const ModelConfig& config = plan.source;
-  const double tokens = static_cast<double>(calibrated ? plan.recipe.calibration_tokens : 4 * plan.recipe.calibration_window);
+  const double tokens =
+      static_cast<double>(calibrated ? plan.recipe.calibration_tokens : 4 * plan.recipe.calibration_window);
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double forward = 2.0 * (static_cast<double>(plan.source_parameters) - embedding) * tokens;
   // Two streams; a calibrated method walks each layer's attention a few more times.
@@ -72,7 +73,8 @@ void estimate_costs(const ModelSource& source, const ModelWriterOptions& output,
   for (const PlannedTensor& tensor : plan.tensors) {
     const double bytes = static_cast<double>(elements(tensor.shape)) * bits / 8;
     written += bytes;
-    if (tensor.role == TensorRole::derived) derived += static_cast<double>(elements(tensor.shape) * dtype_bits(dtype)) / 8;
+    if (tensor.role == TensorRole::derived)
+      derived += static_cast<double>(elements(tensor.shape) * dtype_bits(dtype)) / 8;
   }
   const bool calibrated = transform(plan.recipe.method).needs_calibration(plan.recipe);
   // The finished layers wait in the partial folder while the result is written.

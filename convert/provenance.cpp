@@ -35,14 +35,18 @@ Json HeldOutLoss::to_json() const {
 }
 
 Json VerificationResult::to_json() const {
-  return {{"max_abs_logit_difference", max_abs_logit_difference}, {"logit_rms", logit_rms}, {"tokens", tokens}, {"tensors", tensors}};
+  return {{"max_abs_logit_difference", max_abs_logit_difference},
+          {"logit_rms", logit_rms},
+          {"tokens", tokens},
+          {"tensors", tensors}};
 }
 
 Json run_identity(const ModelSource& source, const ConversionPlan& plan, const CalibrationSet& calibration,
                   const ModelWriterOptions& output, const std::string& device) {
   Json files = Json::object();
   for (const std::filesystem::path& file : source_files(source)) {
-    files[file.filename().string()] = {{"bytes", std::filesystem::file_size(file)}, {"sha256", sha256_hex_of_file(file)}};
+    files[file.filename().string()] = {{"bytes", std::filesystem::file_size(file)},
+                                       {"sha256", sha256_hex_of_file(file)}};
   }
   return {{"version", CINCH_VERSION},
           {"recipe", recipe_json(plan.recipe)},
@@ -61,7 +65,8 @@ Json provenance_json(const ConversionRecord& record) {
   Json result = {{"cinch", CINCH_VERSION}, {"command", "convert"}};
   result.update(record.identity);
   result["licence"] = licence_of(record.source);
-  result["kv_bytes_per_token"] = {{"source", plan.source.kv_bytes_per_token()}, {"target", plan.target.kv_bytes_per_token()}};
+  result["kv_bytes_per_token"] = {{"source", plan.source.kv_bytes_per_token()},
+                                  {"target", plan.target.kv_bytes_per_token()}};
   result["kv_ratio"] = plan.kv_ratio;
   result["layers"] = layers;
   result["held_out"] = record.loss.to_json();

@@ -14,8 +14,8 @@ std::string uniform_reason(const std::string& runtime, const ModelConfig& target
   if (runtime == "hf") return fmt::format("stock class {} with num_key_value_heads {}", target.architecture, heads);
   if (runtime == "llama.cpp") return "same architecture as the source; `cinch export --format gguf` writes the file";
   std::string reason = fmt::format("same class and head size as the source ({})", target.architecture);
-  return reason + fmt::format("; tensor parallelism over more than {} device{} repeats KV heads", heads,
-                              heads == 1 ? "" : "s");
+  return reason +
+         fmt::format("; tensor parallelism over more than {} device{} repeats KV heads", heads, heads == 1 ? "" : "s");
 }
 
 }  // namespace
@@ -35,7 +35,9 @@ std::vector<RuntimeVerdict> runtime_verdicts(const ModelConfig& target) {
     if (!uniform) {
       verdict.loads = false;
       verdict.rule = "uniform-kv-heads";
-      verdict.reason = "a stock class has one num_key_value_heads for all layers; these layers differ, so only cinch loads the result";
+      verdict.reason =
+          "a stock class has one num_key_value_heads for all layers; these layers differ, so only cinch loads the "
+          "result";
     } else if (runtime == "llama.cpp" && dynamic) {
       verdict.loads = false;
       verdict.rule = "rope-scaling";

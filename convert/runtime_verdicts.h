@@ -1,5 +1,6 @@
-// Which runtimes load a converted model, and the rule that decides. A GQA conversion keeps the source's class and only lowers its number of
-// key-value heads, so a runtime that loads the source loads the result, as long as one number describes all layers.
+// Which runtimes load a converted model, and the rule that decides. A GQA conversion keeps the source's class and only
+// lowers its number of key-value heads, so a runtime that loads the source loads the result, as long as one number
+// describes all layers.
 #pragma once
 
 #include <string>

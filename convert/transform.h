@@ -12,44 +12,54 @@
 
 namespace cinch {
 
-/// One layer as a transform sees it. Streams are on the calibration windows; everything is fp32 unless a test asks for fp64.
+/// One layer as a transform sees it. Streams are on the calibration windows; everything is fp32 unless a test asks for
+/// fp64.
 struct LayerProblem {
   int64_t layer = 0;
-  AttentionSpec source;                 // K source KV heads
-  AttentionSpec target;                 // fewer
-  GroupedQueryWeights weights;          // of the source
-  at::Tensor teacher;                   // (W, T, E) residual stream before this layer in the original model
-  at::Tensor student;                   // (W, T, E) the same in the converted model so far
-  std::vector<int64_t> held_out;        // windows kept out of every fit, for choosing lambdas and groups
+  AttentionSpec source;           // K source KV heads
+  AttentionSpec target;           // fewer
+  GroupedQueryWeights weights;    // of the source
+  at::Tensor teacher;             // (W, T, E) residual stream before this layer in the original model
+  at::Tensor student;             // (W, T, E) the same in the converted model so far
+  std::vector<int64_t> held_out;  // windows kept out of every fit, for choosing lambdas and groups
   std::function<at::Tensor(const at::Tensor&)> attention_input;  // the layer's input norm, (.., E) -> (.., E)
-  /// Attention's contribution to the residual stream from the o_proj output (identity unless the family has sandwich norms).
+  /// Attention's contribution to the residual stream from the o_proj output (identity unless the family has sandwich
+  /// norms).
   std::function<at::Tensor(const at::Tensor&)> attention_residual;
-  bool output_bias_allowed = false;     // the target class has an o_proj bias
+  bool output_bias_allowed = false;  // the target class has an o_proj bias
 };
 
 struct LayerSolution {
-  GroupedQueryWeights weights;          // shapes of `target`
-  std::vector<int64_t> head_order;      // (H) source query head at each target position
-  double kept_energy_k = 1.0;           // share of query-weighted key energy that the shared heads keep
+  GroupedQueryWeights weights;      // shapes of `target`
+  std::vector<int64_t> head_order;  // (H) source query head at each target position
+  double kept_energy_k = 1.0;       // share of query-weighted key energy that the shared heads keep
   double kept_energy_v = 1.0;
-  double output_error_before_refit = 0; // relative error of the attention output on held-out windows (teacher stream)
-  double output_error = 0;              // after the W_O refit
-  double refit_lambda = 0;              // 0: no refit
-  std::vector<std::string> warnings;    // what was approximated (QK-norm)
+  double output_error_before_refit = 0;  // relative error of the attention output on held-out windows (teacher stream)
+  double output_error = 0;               // after the W_O refit
+  double refit_lambda = 0;               // 0: no refit
+  std::vector<std::string> warnings;     // what was approximated (QK-norm)
 };
 
 class Transform {
  public:
   virtual ~Transform() = default;
   virtual std::string name() const = 0;
-  virtual std::string summary() const = 0;           // one line for --help
+  virtual std::string summary() const = 0;  // one line for --help
   /// Target attention of a layer, or UnsupportedError / UsageError with the rule. Reads no weights.
   virtual AttentionSpec target(const AttentionSpec& source, const ConversionRecipe& recipe) const = 0;
   /// Warnings that `plan` prints (QK-norm: what is approximate).
-  virtual std::vector<std::string> cautions(const AttentionSpec& source, const ConversionRecipe& recipe) const { (void)source; (void)recipe; return {}; }
+  virtual std::vector<std::string> cautions(const AttentionSpec& source, const ConversionRecipe& recipe) const {
+    (void)source;
+    (void)recipe;
+    return {};
+  }
   virtual bool needs_calibration(const ConversionRecipe& recipe) const = 0;
   /// Floating-point operations of `solve` beyond a few passes through the layer, roughly: for time estimates.
-  virtual double solve_flops(const AttentionSpec& source, const ConversionRecipe& recipe) const { (void)source; (void)recipe; return 0; }
+  virtual double solve_flops(const AttentionSpec& source, const ConversionRecipe& recipe) const {
+    (void)source;
+    (void)recipe;
+    return 0;
+  }
   virtual LayerSolution solve(const LayerProblem& problem, const ConversionRecipe& recipe) const = 0;
 };
 

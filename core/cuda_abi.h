@@ -17,9 +17,11 @@ struct CinchCudaDevice {
 extern "C" {
 #endif
 
-/* Fills `devices[0..capacity)` and returns the number of devices that the driver reports, or -1 with the reason in `error` (0-terminated, at
- * most `error_size` bytes). Runs a copy of 256 MiB (less on small devices) on each device described. */
-typedef int32_t (*CinchCudaDescribe)(struct CinchCudaDevice* devices, int32_t capacity, char* error, uint64_t error_size);
+/* Fills `devices[0..capacity)` and returns the number of devices that the driver reports, or -1 with the reason in
+ * `error` (0-terminated, at most `error_size` bytes). Runs a copy of 256 MiB (less on small devices) on each device
+ * described. */
+typedef int32_t (*CinchCudaDescribe)(struct CinchCudaDevice* devices, int32_t capacity, char* error,
+                                     uint64_t error_size);
 int32_t cinch_cuda_describe(struct CinchCudaDevice* devices, int32_t capacity, char* error, uint64_t error_size);
 
 #ifdef __cplusplus

@@ -53,7 +53,8 @@ std::vector<CinchCudaDevice> describe_cuda_devices() {
   std::vector<CinchCudaDevice> devices(64);
   std::array<char, 512> reason{};
   const int32_t count = describe(devices.data(), static_cast<int32_t>(devices.size()), reason.data(), reason.size());
-  if (count <= 0) throw Error(fmt::format("no CUDA device: {}", count < 0 ? reason.data() : "the driver reports none"), kCpuHelp);
+  if (count <= 0)
+    throw Error(fmt::format("no CUDA device: {}", count < 0 ? reason.data() : "the driver reports none"), kCpuHelp);
   devices.resize(static_cast<size_t>(count) < devices.size() ? static_cast<size_t>(count) : devices.size());
   return devices;
 }

@@ -1,4 +1,5 @@
-// Loads libcinch_cuda.so, the part of cinch that needs CUDA. The program itself links no CUDA library: it starts fast and runs without a driver.
+// Loads libcinch_cuda.so, the part of cinch that needs CUDA. The program itself links no CUDA library: it starts fast
+// and runs without a driver.
 #pragma once
 
 #include <filesystem>
@@ -8,14 +9,16 @@
 
 namespace cinch {
 
-/// Opens the plug-in once per process, with RTLD_GLOBAL, so that LibTorch's CUDA devices exist afterwards. Call it before anything asks LibTorch
-/// about CUDA: LibTorch remembers the first answer. Looks beside the program, then in ../lib. Throws Error when it is absent or cannot be loaded.
+/// Opens the plug-in once per process, with RTLD_GLOBAL, so that LibTorch's CUDA devices exist afterwards. Call it
+/// before anything asks LibTorch about CUDA: LibTorch remembers the first answer. Looks beside the program, then in
+/// ../lib. Throws Error when it is absent or cannot be loaded.
 void load_cuda_plugin();
 
 /// The same for one file; throws Error naming it. For tests and for callers with a plug-in of their own.
 void* open_plugin(const std::filesystem::path& file);
 
-/// Loads the plug-in and describes every CUDA device, with its copy bandwidth measured. Throws Error when there is no driver or no device.
+/// Loads the plug-in and describes every CUDA device, with its copy bandwidth measured. Throws Error when there is no
+/// driver or no device.
 std::vector<CinchCudaDevice> describe_cuda_devices();
 
 }  // namespace cinch

@@ -36,7 +36,8 @@ std::vector<EvalWindowGroup> strided(int64_t n_tokens, int64_t length, int64_t s
 
 std::vector<EvalWindowGroup> eval_windows(const PerplexityProtocol& protocol, int64_t n_tokens) {
   if (n_tokens < protocol.window) {
-    throw UsageError(fmt::format("{}: the text has {} tokens, fewer than one window of {}", protocol.id(), n_tokens, protocol.window),
+    throw UsageError(fmt::format("{}: the text has {} tokens, fewer than one window of {}", protocol.id(), n_tokens,
+                                 protocol.window),
                      "give a longer text or a smaller --window");
   }
   switch (protocol.kind) {

@@ -13,11 +13,12 @@
 namespace cinch {
 namespace {
 
-constexpr int64_t kHiddenBytes = int64_t{256} << 20;    // of one model's residual stream held at a time
-constexpr int64_t kLogitElements = int64_t{1} << 24;    // 64 MiB of fp32 logits held at a time for one model
+constexpr int64_t kHiddenBytes = int64_t{256} << 20;  // of one model's residual stream held at a time
+constexpr int64_t kLogitElements = int64_t{1} << 24;  // 64 MiB of fp32 logits held at a time for one model
 constexpr int64_t kProbeTokens = 4;
 
-/// Bytes that one token adds to this layer's cache at 16 bits, from a cache that holds some tokens of `hidden` (W, T, E).
+/// Bytes that one token adds to this layer's cache at 16 bits, from a cache that holds some tokens of `hidden` (W, T,
+/// E).
 int64_t measure_cache(const DecoderLayer& layer, const at::Tensor& hidden) {
   const at::Tensor some = hidden.narrow(0, 0, 1).narrow(1, 0, std::min(kProbeTokens, hidden.size(1)));
   const auto heads = layer.attention().project(layer.attention_input(some));
@@ -67,7 +68,8 @@ at::Tensor logits_of_rows(LayerStream& stream, const at::Tensor& rows) {
   return stream.trunk().logits(hidden.view({-1, hidden.size(2)}).index_select(0, rows));
 }
 
-void score(LayerStream& model, LayerStream* reference, const ScoredRows& scored, int64_t vocabulary, TokenScores& scores) {
+void score(LayerStream& model, LayerStream* reference, const ScoredRows& scored, int64_t vocabulary,
+           TokenScores& scores) {
   const auto count = static_cast<int64_t>(scored.rows.size());
   const at::Device device = model.hidden().device();
   const at::Tensor rows = at::tensor(scored.rows, at::kLong).to(device);
@@ -85,7 +87,8 @@ void score(LayerStream& model, LayerStream* reference, const ScoredRows& scored,
 
 void check_inputs(const ModelConfig& model, const ModelConfig* reference, const std::vector<int64_t>& ids) {
   if (reference != nullptr && reference->vocab_size != model.vocab_size) {
-    throw UsageError(fmt::format("--reference has a vocabulary of {} tokens, the model one of {}", reference->vocab_size, model.vocab_size),
+    throw UsageError(fmt::format("--reference has a vocabulary of {} tokens, the model one of {}",
+                                 reference->vocab_size, model.vocab_size),
                      "compare a model with the one it was made from");
   }
   for (const int64_t id : ids) {
@@ -103,8 +106,8 @@ int64_t windows_at_once(const EvalWindowGroup& group, int64_t hidden_size, at::S
 
 }  // namespace
 
-EvalReport evaluate(std::shared_ptr<ModelSource> model, std::shared_ptr<ModelSource> reference, const std::vector<int64_t>& ids,
-                    const EvalOptions& options) {
+EvalReport evaluate(std::shared_ptr<ModelSource> model, std::shared_ptr<ModelSource> reference,
+                    const std::vector<int64_t>& ids, const EvalOptions& options) {
   const c10::InferenceMode inference;
   const auto start = std::chrono::steady_clock::now();
   const ModelConfig& config = model->config();
@@ -114,7 +117,8 @@ EvalReport evaluate(std::shared_ptr<ModelSource> model, std::shared_ptr<ModelSou
   const bool llamacpp = options.protocol.kind == PerplexityProtocol::Kind::llamacpp;
   const std::optional<int64_t> head = llamacpp ? options.bos_id : std::nullopt;
   if (head) text.insert(text.begin(), *head);
-  if (options.protocol.max_tokens > 0) text.resize(std::min(text.size(), static_cast<size_t>(options.protocol.max_tokens)));
+  if (options.protocol.max_tokens > 0)
+    text.resize(std::min(text.size(), static_cast<size_t>(options.protocol.max_tokens)));
   const auto groups = eval_windows(options.protocol, static_cast<int64_t>(text.size()));
 
   Stream of_model{model}, of_reference{reference};

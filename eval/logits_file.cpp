@@ -57,8 +57,9 @@ std::vector<std::vector<int64_t>> read_sequences(const std::filesystem::path& pa
       int64_t id = 0;
       const auto [end, fault] = std::from_chars(word.data(), word.data() + word.size(), id);
       if (fault != std::errc() || end != word.data() + word.size()) {
-        throw ConfigError(fmt::format("{}: line {}: expected a token id, found \"{}\"", path.string(), number, word.substr(0, 40)),
-                          "one sequence per line, ids separated by blanks");
+        throw ConfigError(
+            fmt::format("{}: line {}: expected a token id, found \"{}\"", path.string(), number, word.substr(0, 40)),
+            "one sequence per line, ids separated by blanks");
       }
       ids.push_back(id);
     }

@@ -25,8 +25,9 @@ std::vector<std::string> split_at_dashes(const std::string& text) {
 }
 
 UsageError unknown_protocol(const std::string& text) {
-  return UsageError(fmt::format("unknown perplexity protocol \"{}\"", text),
-                    "known: ppl-gptq-W (disjoint windows of W tokens), ppl-stride-W-S (window W, stride S), ppl-llamacpp-512");
+  return UsageError(
+      fmt::format("unknown perplexity protocol \"{}\"", text),
+      "known: ppl-gptq-W (disjoint windows of W tokens), ppl-stride-W-S (window W, stride S), ppl-llamacpp-512");
 }
 
 int64_t size_from(const std::string& part, const std::string& text) {
@@ -72,7 +73,8 @@ PerplexityProtocol parse_protocol(const std::string& text) {
     throw UsageError(fmt::format("protocol \"{}\": a window has 2 tokens or more, found {}", text, protocol.window));
   }
   if (protocol.kind == PerplexityProtocol::Kind::stride && (protocol.stride < 1 || protocol.stride > protocol.window)) {
-    throw UsageError(fmt::format("protocol \"{}\": the stride is from 1 to the window, found {}", text, protocol.stride));
+    throw UsageError(
+        fmt::format("protocol \"{}\": the stride is from 1 to the window, found {}", text, protocol.stride));
   }
   return protocol;
 }

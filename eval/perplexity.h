@@ -1,4 +1,5 @@
-// Perplexity protocols (docs/protocols.md): each number carries its protocol id, window, token count and standard error.
+// Perplexity protocols (docs/protocols.md): each number carries its protocol id, window, token count and standard
+// error.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,9 @@ struct PerplexityResult {
   Json to_json() const;
 };
 
-/// `stderr_value` is over windows by the delta method (perplexity x standard error of the mean loss); NaN with fewer than two windows.
-/// Loss in nats; `window_tokens` scored tokens in each window, `nll` theirs in order. `tokens` of the result counts scored tokens.
+/// `stderr_value` is over windows by the delta method (perplexity x standard error of the mean loss); NaN with fewer
+/// than two windows. Loss in nats; `window_tokens` scored tokens in each window, `nll` theirs in order. `tokens` of the
+/// result counts scored tokens.
 PerplexityResult perplexity_of(const PerplexityProtocol& protocol, const std::vector<double>& nll,
                                const std::vector<int64_t>& window_tokens);
 
@@ -47,8 +49,8 @@ struct EvalReport {
   PerplexityResult perplexity;
   std::optional<PerplexityResult> reference_perplexity;
   std::optional<FidelityReport> fidelity;
-  int64_t kv_bytes_per_token = 0;            // measured from allocated caches that hold 16-bit numbers
-  double kv_ratio = 1.0;                     // against the reference, 1 without one
+  int64_t kv_bytes_per_token = 0;             // measured from allocated caches that hold 16-bit numbers
+  double kv_ratio = 1.0;                      // against the reference, 1 without one
   double seconds = 0, tokens_per_second = 0;  // tokens through all models per second of the whole run
   Json to_json() const;
 };
@@ -57,12 +59,13 @@ struct EvalOptions {
   PerplexityProtocol protocol;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
-  std::optional<int64_t> bos_id;  // put before the text and at the head of every window (llamacpp protocol, models that add BOS)
+  std::optional<int64_t>
+      bos_id;  // put before the text and at the head of every window (llamacpp protocol, models that add BOS)
 };
 
-/// Throws UsageError on a text shorter than one window, ids outside the vocabulary, or models of different vocabularies.
-/// Both models see the same windows in the same run; logits of one batch of windows are held at a time.
-EvalReport evaluate(std::shared_ptr<ModelSource> model, std::shared_ptr<ModelSource> reference, const std::vector<int64_t>& ids,
-                    const EvalOptions& options);
+/// Throws UsageError on a text shorter than one window, ids outside the vocabulary, or models of different
+/// vocabularies. Both models see the same windows in the same run; logits of one batch of windows are held at a time.
+EvalReport evaluate(std::shared_ptr<ModelSource> model, std::shared_ptr<ModelSource> reference,
+                    const std::vector<int64_t>& ids, const EvalOptions& options);
 
 }  // namespace cinch

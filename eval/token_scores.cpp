@@ -59,7 +59,8 @@ void TokenScores::add_rows(at::Tensor& logits, at::Tensor& reference, const at::
 WindowMean mean_over_windows(const std::vector<double>& values, const std::vector<int64_t>& window_tokens) {
   double total = 0;
   for (const double value : values) total += value;
-  WindowMean result{.mean = total / static_cast<double>(values.size()), .standard_error = std::numeric_limits<double>::quiet_NaN()};
+  WindowMean result{.mean = total / static_cast<double>(values.size()),
+                    .standard_error = std::numeric_limits<double>::quiet_NaN()};
   const auto windows = static_cast<double>(window_tokens.size());
   if (windows < 2) return result;
 

@@ -1,4 +1,5 @@
-// Every command's constructor, declared once. To add a command: write src/<name>_command.cpp, declare it here, list it in command_list.cpp.
+// Every command's constructor, declared once. To add a command: write src/<name>_command.cpp, declare it here, list it
+// in command_list.cpp.
 #pragma once
 
 #include "src/command.h"

@@ -33,7 +33,9 @@ std::vector<std::string> split_choices(const std::string& type) {
 std::vector<Flag> flags_of(const CLI::App& app) {
   std::vector<Flag> flags;
   for (const CLI::Option* option : app.get_options({})) {
-    Flag flag{.names = {}, .choices = split_choices(option->get_type_name()), .description = option->get_description(),
+    Flag flag{.names = {},
+              .choices = split_choices(option->get_type_name()),
+              .description = option->get_description(),
               .takes_value = option->get_expected_max() > 0};
     for (const std::string& name : option->get_lnames()) flag.names.push_back("--" + name);
     for (const std::string& name : option->get_snames()) flag.names.push_back("-" + name);
@@ -80,8 +82,8 @@ std::string bash_script(const CLI::App& root) {
       cases += fmt::format("        {}) words=\"{}\" ;;\n", fmt::join(flag.names, "|"), fmt::join(flag.choices, " "));
     }
     const auto arguments = argument_choices(*command);
-    cases += fmt::format("        *) words=\"{}\"; [[ $current == -* ]] && words=\"{}\" ;;\n      esac ;;\n", fmt::join(arguments, " "),
-                         fmt::join(names_of(flags), " "));
+    cases += fmt::format("        *) words=\"{}\"; [[ $current == -* ]] && words=\"{}\" ;;\n      esac ;;\n",
+                         fmt::join(arguments, " "), fmt::join(names_of(flags), " "));
   }
   return fmt::format(R"(# bash completion of cinch: put it into ~/.local/share/bash-completion/completions/cinch
 _cinch() {{
@@ -121,13 +123,16 @@ std::string zsh_script(const CLI::App& root) {
     cases += fmt::format("    {})\n      _arguments", command->get_name());
     for (const Flag& flag : all_flags(root, *command)) {
       std::string action;
-      if (flag.takes_value) action = flag.choices.empty() ? ":value:_files" : fmt::format(":value:({})", fmt::join(flag.choices, " "));
+      if (flag.takes_value)
+        action = flag.choices.empty() ? ":value:_files" : fmt::format(":value:({})", fmt::join(flag.choices, " "));
       for (const std::string& name : flag.names) {
         cases += " \\\n        " + quoted(fmt::format("{}[{}]{}", name, zsh_description(flag.description), action));
       }
     }
     const auto arguments = argument_choices(*command);
-    cases += " \\\n        " + quoted(arguments.empty() ? "*:path:_files" : fmt::format("*:value:({})", fmt::join(arguments, " "))) + " ;;\n";
+    cases += " \\\n        " +
+             quoted(arguments.empty() ? "*:path:_files" : fmt::format("*:value:({})", fmt::join(arguments, " "))) +
+             " ;;\n";
   }
   return fmt::format(R"(#compdef cinch
 # zsh completion of cinch: put it as _cinch into a folder of $fpath
@@ -148,22 +153,27 @@ _cinch "$@"
 
 std::string fish_flag(const std::string& condition, const Flag& flag) {
   std::string line = fmt::format("complete -c cinch -n {}", quoted(condition));
-  for (const std::string& name : flag.names) line += name.starts_with("--") ? " -l " + name.substr(2) : " -s " + name.substr(1);
-  if (flag.takes_value) line += flag.choices.empty() ? " -r" : fmt::format(" -x -a {}", quoted(fmt::format("{}", fmt::join(flag.choices, " "))));
+  for (const std::string& name : flag.names)
+    line += name.starts_with("--") ? " -l " + name.substr(2) : " -s " + name.substr(1);
+  if (flag.takes_value)
+    line += flag.choices.empty() ? " -r"
+                                 : fmt::format(" -x -a {}", quoted(fmt::format("{}", fmt::join(flag.choices, " "))));
   return line + " -d " + quoted(flag.description) + "\n";
 }
 
 std::string fish_script(const CLI::App& root) {
   std::string text = "# fish completion of cinch: put it into ~/.config/fish/completions/cinch.fish\n";
   for (const CLI::App* command : root.get_subcommands({})) {
-    text += fmt::format("complete -c cinch -n __fish_use_subcommand -f -a {} -d {}\n", command->get_name(), quoted(command->get_description()));
+    text += fmt::format("complete -c cinch -n __fish_use_subcommand -f -a {} -d {}\n", command->get_name(),
+                        quoted(command->get_description()));
   }
   for (const CLI::App* command : root.get_subcommands({})) {
     const std::string condition = "__fish_seen_subcommand_from " + command->get_name();
     for (const Flag& flag : flags_of(*command)) text += fish_flag(condition, flag);
     const auto arguments = argument_choices(*command);
     if (!arguments.empty()) {
-      text += fmt::format("complete -c cinch -n {} -f -a {}\n", quoted(condition), quoted(fmt::format("{}", fmt::join(arguments, " "))));
+      text += fmt::format("complete -c cinch -n {} -f -a {}\n", quoted(condition),
+                          quoted(fmt::format("{}", fmt::join(arguments, " "))));
     }
   }
   for (const Flag& flag : flags_of(root)) text += fish_flag("true", flag);

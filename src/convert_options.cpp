@@ -21,29 +21,61 @@ std::string format_for(const std::string& runtime) {
 void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
   std::string methods;
   for (const Transform* method : transforms()) methods += fmt::format("\n  {}: {}", method->name(), method->summary());
-  command.add_option("--to", flags.to, "Target: gqa:N (N shared key-value heads per layer) or mqa (one)")->type_name("TARGET");
-  command.add_option("--method", flags.recipe.method, "How the shared heads are found:" + methods)->capture_default_str()->type_name("NAME");
-  command.add_option("--layers", flags.layers, "Convert only these layers (4-27, 0,3,8-11); needs --for native")->type_name("LIST");
-  command.add_option("--calibration", flags.calibration,
-                     "Text or token ids to fit on (.txt, .jsonl, folder, .npy, .h5), with its share of the tokens; default: the bundled mixture")
+  command.add_option("--to", flags.to, "Target: gqa:N (N shared key-value heads per layer) or mqa (one)")
+      ->type_name("TARGET");
+  command.add_option("--method", flags.recipe.method, "How the shared heads are found:" + methods)
+      ->capture_default_str()
+      ->type_name("NAME");
+  command.add_option("--layers", flags.layers, "Convert only these layers (4-27, 0,3,8-11); needs --for native")
+      ->type_name("LIST");
+  command
+      .add_option("--calibration", flags.calibration,
+                  "Text or token ids to fit on (.txt, .jsonl, folder, .npy, .h5), with its share of the tokens; "
+                  "default: the bundled mixture")
       ->type_name("FILE[:WEIGHT]");
-  command.add_option("--calibration-tokens", flags.recipe.calibration_tokens, "Tokens to fit on")->capture_default_str()->type_name("INT");
-  command.add_option("--calibration-window", flags.recipe.calibration_window, "Tokens per window")->capture_default_str()->type_name("INT");
-  flags.refit_option = command.add_flag("--refit,!--no-refit", flags.refit, "Refit the output projection on the converted stream (default: as the method does)");
-  command.add_option("--refit-lambdas", flags.recipe.refit_lambdas, "Dampings of the refit to choose among")->capture_default_str()->type_name("NUMBER");
-  command.add_option("--fisher-rounds", flags.recipe.fisher_rounds, "Rounds of the key and query refit")->capture_default_str()->type_name("INT");
-  command.add_option("--lag-tail", flags.recipe.lag_tail, "Share of the long-context tail in the lag weights")->capture_default_str()->type_name("SHARE");
-  command.add_option("--lag-context", flags.recipe.lag_context, "Furthest lag weighted (0: 8 x the calibration window)")->capture_default_str()->type_name("INT");
-  command.add_option("--search-groups", flags.recipe.search_groups, "Search for heads that share best instead of taking neighbours")->capture_default_str()->type_name("BOOL");
+  command.add_option("--calibration-tokens", flags.recipe.calibration_tokens, "Tokens to fit on")
+      ->capture_default_str()
+      ->type_name("INT");
+  command.add_option("--calibration-window", flags.recipe.calibration_window, "Tokens per window")
+      ->capture_default_str()
+      ->type_name("INT");
+  flags.refit_option =
+      command.add_flag("--refit,!--no-refit", flags.refit,
+                       "Refit the output projection on the converted stream (default: as the method does)");
+  command.add_option("--refit-lambdas", flags.recipe.refit_lambdas, "Dampings of the refit to choose among")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--fisher-rounds", flags.recipe.fisher_rounds, "Rounds of the key and query refit")
+      ->capture_default_str()
+      ->type_name("INT");
+  command.add_option("--lag-tail", flags.recipe.lag_tail, "Share of the long-context tail in the lag weights")
+      ->capture_default_str()
+      ->type_name("SHARE");
+  command
+      .add_option("--lag-context", flags.recipe.lag_context, "Furthest lag weighted (0: 8 x the calibration window)")
+      ->capture_default_str()
+      ->type_name("INT");
+  command
+      .add_option("--search-groups", flags.recipe.search_groups,
+                  "Search for heads that share best instead of taking neighbours")
+      ->capture_default_str()
+      ->type_name("BOOL");
   command.add_option("--seed", flags.recipe.seed, "Seed of everything random")->capture_default_str()->type_name("INT");
 }
 
 void add_output_options(CLI::App& command, ConvertFlags& flags) {
-  command.add_option("--for", flags.runtime, "Runtime that must load the result: hf, vllm, sglang, llama.cpp, or native (cinch only)")->capture_default_str()->type_name("RUNTIME");
-  command.add_option("--format", flags.format, "hf, gguf, hdf5 or safetensors (default: what --for loads)")->type_name("NAME");
-  command.add_option("--dtype", flags.dtype, "Type of the written weights (default: as the source)")->type_name("f32|f16|bf16|q8_0");
+  command
+      .add_option("--for", flags.runtime,
+                  "Runtime that must load the result: hf, vllm, sglang, llama.cpp, or native (cinch only)")
+      ->capture_default_str()
+      ->type_name("RUNTIME");
+  command.add_option("--format", flags.format, "hf, gguf, hdf5 or safetensors (default: what --for loads)")
+      ->type_name("NAME");
+  command.add_option("--dtype", flags.dtype, "Type of the written weights (default: as the source)")
+      ->type_name("f32|f16|bf16|q8_0");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
-  command.add_flag("--force", flags.force, "Replace an existing OUT once the new one is complete; start an unfinished conversion over");
+  command.add_flag("--force", flags.force,
+                   "Replace an existing OUT once the new one is complete; start an unfinished conversion over");
   command.add_flag("--resume", flags.resume, "Go on with an interrupted conversion to OUT");
   command.add_flag("--dry-run", flags.dry_run, "Print the plan and stop");
 }
@@ -57,7 +89,8 @@ void add_convert_options(CLI::App& command, ConvertFlags& flags) {
 
 ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
   ConversionRecipe recipe = flags.recipe;
-  if (flags.to.empty()) throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4 or --to mqa");
+  if (flags.to.empty())
+    throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4 or --to mqa");
   parse_target(flags.to, recipe);
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
   for (const std::string& file : flags.calibration) recipe.calibration.push_back(parse_corpus_spec(file));
@@ -75,10 +108,13 @@ ModelWriterOptions output_of_flags(const ConvertFlags& flags) {
   require_choice("--format", format, {"hf", "gguf", "hdf5", "safetensors"});
   if (!flags.dtype.empty()) require_choice("--dtype", flags.dtype, {"f32", "f16", "bf16", "q8_0"});
   if (flags.dtype == "q8_0" && format != "gguf") {
-    throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", format), "add --format gguf or choose f32, f16, bf16");
+    throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", format),
+                     "add --format gguf or choose f32, f16, bf16");
   }
   if (flags.runtime == "llama.cpp" && format != "gguf") {
-    throw UsageError(fmt::format("--for llama.cpp and --format {} contradict each other: llama.cpp reads gguf files", format), "give one of them");
+    throw UsageError(
+        fmt::format("--for llama.cpp and --format {} contradict each other: llama.cpp reads gguf files", format),
+        "give one of them");
   }
   return {.output = flags.out, .format = format, .dtype = flags.dtype, .force = flags.force};
 }
@@ -86,7 +122,8 @@ ModelWriterOptions output_of_flags(const ConvertFlags& flags) {
 std::filesystem::path find_bundled_calibration() {
   namespace fs = std::filesystem;
   std::error_code fault;
-  if (const char* data = std::getenv("CINCH_DATA"); data != nullptr && fs::is_directory(fs::path(data) / "calibration", fault)) {
+  if (const char* data = std::getenv("CINCH_DATA");
+      data != nullptr && fs::is_directory(fs::path(data) / "calibration", fault)) {
     return fs::path(data) / "calibration";
   }
   const fs::path program = fs::read_symlink("/proc/self/exe", fault);

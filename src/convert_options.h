@@ -16,8 +16,8 @@ struct ConvertFlags {
   std::string model, out;
   std::string to, layers, runtime = "hf", format, device = "cpu";
   std::vector<std::string> calibration;
-  ConversionRecipe recipe;      // fields without a spelling of their own are bound to it directly
-  bool refit = false;           // read only when given
+  ConversionRecipe recipe;  // fields without a spelling of their own are bound to it directly
+  bool refit = false;       // read only when given
   std::string dtype;
   bool force = false, resume = false, dry_run = false;
   const CLI::Option* refit_option = nullptr;
@@ -28,12 +28,12 @@ void add_convert_options(CLI::App& command, ConvertFlags& flags);
 /// The recipe of the parsed flags. Throws UsageError.
 ConversionRecipe recipe_of_flags(const ConvertFlags& flags);
 
-/// Where and how to write: `--format`, or what `--for` reads best (hf, vllm, sglang: folder; llama.cpp: gguf; native: hdf5). Throws UsageError
-/// when the two contradict each other.
+/// Where and how to write: `--format`, or what `--for` reads best (hf, vllm, sglang: folder; llama.cpp: gguf; native:
+/// hdf5). Throws UsageError when the two contradict each other.
 ModelWriterOptions output_of_flags(const ConvertFlags& flags);
 
-/// The folder of the bundled calibration mixture: $CINCH_DATA/calibration, <program>/../share/cinch/calibration, or examples/calibration of a
-/// source tree that the program was built in. Empty when there is none.
+/// The folder of the bundled calibration mixture: $CINCH_DATA/calibration, <program>/../share/cinch/calibration, or
+/// examples/calibration of a source tree that the program was built in. Empty when there is none.
 std::filesystem::path find_bundled_calibration();
 
 }  // namespace cinch

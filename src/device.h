@@ -7,11 +7,13 @@
 
 namespace cinch {
 
-/// "cpu", "cuda" or "cuda:1". Loads the CUDA plug-in (libcinch_cuda.so beside the program or in ../lib), or LibTorch's own CUDA libraries where
-/// the plug-in was not built. Throws UsageError on another name and ResourceError when there is no such device.
+/// "cpu", "cuda" or "cuda:1". Loads the CUDA plug-in (libcinch_cuda.so beside the program or in ../lib), or LibTorch's
+/// own CUDA libraries where the plug-in was not built. Throws UsageError on another name and ResourceError when there
+/// is no such device.
 c10::Device open_device(const std::string& name);
 
-/// Loads the CUDA libraries if they are there; returns the number of devices and says in `why` what is missing when it is 0.
+/// Loads the CUDA libraries if they are there; returns the number of devices and says in `why` what is missing when it
+/// is 0.
 int load_cuda(std::string& why);
 
 }  // namespace cinch

@@ -64,16 +64,20 @@ Json examine() {
   if (devices == 0) cuda["missing"] = why;
   const fs::path cache = cache_folder();
   return {{"cinch", CINCH_VERSION},
-          {"cpu", {{"model", proc_value("/proc/cpuinfo", "model name")},
-                   {"cores", std::thread::hardware_concurrency()},
-                   {"threads", at::get_num_threads()},
-                   {"capability", at::get_cpu_capability()}}},
+          {"cpu",
+           {{"model", proc_value("/proc/cpuinfo", "model name")},
+            {"cores", std::thread::hardware_concurrency()},
+            {"threads", at::get_num_threads()},
+            {"capability", at::get_cpu_capability()}}},
           {"memory", {{"total_bytes", memory_bytes("MemTotal")}, {"available_bytes", memory_bytes("MemAvailable")}}},
           {"disk", {{"folder", fs::current_path().string()}, {"free_bytes", free_disk_bytes(fs::current_path())}}},
           {"cache", {{"folder", cache.string()}, {"exists", !cache.empty() && fs::exists(cache)}}},
-          {"libraries", {{"libtorch", TORCH_VERSION}, {"hdf5", fmt::format("{}.{}.{}", H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE)},
-                         {"cli11", CLI11_VERSION},
-                         {"json", fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR, NLOHMANN_JSON_VERSION_PATCH)}}},
+          {"libraries",
+           {{"libtorch", TORCH_VERSION},
+            {"hdf5", fmt::format("{}.{}.{}", H5_VERS_MAJOR, H5_VERS_MINOR, H5_VERS_RELEASE)},
+            {"cli11", CLI11_VERSION},
+            {"json", fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
+                                 NLOHMANN_JSON_VERSION_PATCH)}}},
           {"cuda", cuda},
           {"attention_kernels", kernels()}};
 }
@@ -81,15 +85,19 @@ Json examine() {
 std::string to_text(const Json& json) {
   const Json& cpu = json["cpu"];
   std::string text = fmt::format("cinch {}\n", json["cinch"].get<std::string>());
-  text += fmt::format("CPU      {}, {} cores, {} threads used, vector code: {}\n", cpu["model"].get<std::string>(), cpu["cores"].get<int>(),
-                      cpu["threads"].get<int>(), cpu["capability"].get<std::string>());
+  text += fmt::format("CPU      {}, {} cores, {} threads used, vector code: {}\n", cpu["model"].get<std::string>(),
+                      cpu["cores"].get<int>(), cpu["threads"].get<int>(), cpu["capability"].get<std::string>());
   text += fmt::format("memory   {} of {} available\n", human_bytes(json["memory"]["available_bytes"].get<uint64_t>()),
                       human_bytes(json["memory"]["total_bytes"].get<uint64_t>()));
-  text += fmt::format("disk     {} free in {}\n", human_bytes(json["disk"]["free_bytes"].get<uint64_t>()), json["disk"]["folder"].get<std::string>());
-  text += fmt::format("cache    {}{}\n", json["cache"]["folder"].get<std::string>(), json["cache"]["exists"].get<bool>() ? "" : " (not there yet)");
-  text += fmt::format("LibTorch {}, HDF5 {}\n", json["libraries"]["libtorch"].get<std::string>(), json["libraries"]["hdf5"].get<std::string>());
+  text += fmt::format("disk     {} free in {}\n", human_bytes(json["disk"]["free_bytes"].get<uint64_t>()),
+                      json["disk"]["folder"].get<std::string>());
+  text += fmt::format("cache    {}{}\n", json["cache"]["folder"].get<std::string>(),
+                      json["cache"]["exists"].get<bool>() ? "" : " (not there yet)");
+  text += fmt::format("LibTorch {}, HDF5 {}\n", json["libraries"]["libtorch"].get<std::string>(),
+                      json["libraries"]["hdf5"].get<std::string>());
   const int devices = json["cuda"]["devices"].get<int>();
-  text += devices > 0 ? fmt::format("CUDA     {} device(s)\n", devices) : fmt::format("CUDA     none: {}\n", json["cuda"]["missing"].get<std::string>());
+  text += devices > 0 ? fmt::format("CUDA     {} device(s)\n", devices)
+                      : fmt::format("CUDA     none: {}\n", json["cuda"]["missing"].get<std::string>());
   text += "attention kernels, in order of preference:\n";
   for (const Json& line : json["attention_kernels"]) text += "  " + line.get<std::string>() + "\n";
   return text;
@@ -99,7 +107,8 @@ std::string to_text(const Json& json) {
 
 Command doctor_command() {
   return {"doctor", [](CLI::App& app) {
-            CLI::App* command = app.add_subcommand("doctor", "What this machine can run: CPU, memory, disk, libraries, CUDA, kernels");
+            CLI::App* command =
+                app.add_subcommand("doctor", "What this machine can run: CPU, memory, disk, libraries, CUDA, kernels");
             command->callback([] {
               const Json json = examine();
               if (json_output()) {

@@ -27,8 +27,9 @@ struct EvalFlags {
 
 void check(const EvalFlags& flags) {
   if (flags.text.empty() == flags.tokens.empty()) {
-    throw UsageError(flags.text.empty() ? "`cinch eval` needs --text or --tokens" : "--text and --tokens contradict each other",
-                     "--text FILE for text (txt, jsonl, folder), --tokens FILE for ids");
+    throw UsageError(
+        flags.text.empty() ? "`cinch eval` needs --text or --tokens" : "--text and --tokens contradict each other",
+        "--text FILE for text (txt, jsonl, folder), --tokens FILE for ids");
   }
   if (!flags.logits.empty() && flags.tokens.empty()) {
     throw UsageError("--logits needs --tokens", "--tokens FILE lists the ids, one sequence per line");
@@ -36,7 +37,8 @@ void check(const EvalFlags& flags) {
   if (!flags.logits.empty() && !flags.reference.empty()) {
     throw UsageError("--logits and --reference contradict each other", "run once for each model and compare the files");
   }
-  for (const auto& [flag, value] : {std::pair{"--window", flags.window}, {"--stride", flags.stride}, {"--max-tokens", flags.max_tokens}}) {
+  for (const auto& [flag, value] :
+       {std::pair{"--window", flags.window}, {"--stride", flags.stride}, {"--max-tokens", flags.max_tokens}}) {
     if (value < 0) throw UsageError(fmt::format("{}: expected 1 or more, found {}", flag, value));
   }
   const std::string& input = flags.text.empty() ? flags.tokens : flags.text;
@@ -51,7 +53,8 @@ PerplexityProtocol protocol_of(const EvalFlags& flags, const ModelConfig& model)
   const bool named_window = flags.protocol.find_first_of("0123456789") != std::string::npos;
   const bool llamacpp = protocol.kind == PerplexityProtocol::Kind::llamacpp;
   if (flags.window > 0 && named_window && protocol.window != flags.window) {
-    throw UsageError(fmt::format("--window {} and --protocol {} contradict each other", flags.window, flags.protocol), "give one of them");
+    throw UsageError(fmt::format("--window {} and --protocol {} contradict each other", flags.window, flags.protocol),
+                     "give one of them");
   }
   if (flags.stride > 0 && protocol.kind != PerplexityProtocol::Kind::stride) {
     throw UsageError(fmt::format("--stride has no meaning for {}", protocol.id()), "add --protocol ppl-stride");
@@ -60,7 +63,7 @@ PerplexityProtocol protocol_of(const EvalFlags& flags, const ModelConfig& model)
   if (!named_window) {
     const int64_t window = flags.window > 0 ? flags.window
                            : llamacpp       ? protocol.window
-                                            : std::min(kDefaultWindow, std::max<int64_t>(model.max_position_embeddings, 2));
+                                      : std::min(kDefaultWindow, std::max<int64_t>(model.max_position_embeddings, 2));
     id = fmt::format("{}-{}", id, window);
     if (flags.stride > 0) id += fmt::format("-{}", flags.stride);
   } else if (flags.stride > 0 && protocol.stride != flags.stride) {
@@ -69,7 +72,8 @@ PerplexityProtocol protocol_of(const EvalFlags& flags, const ModelConfig& model)
   protocol = parse_protocol(id);
   protocol.max_tokens = flags.max_tokens;
   if (protocol.window > model.max_position_embeddings) {
-    log_warning(fmt::format("windows of {} tokens are longer than the model's context of {}", protocol.window, model.max_position_embeddings));
+    log_warning(fmt::format("windows of {} tokens are longer than the model's context of {}", protocol.window,
+                            model.max_position_embeddings));
   }
   return protocol;
 }
@@ -107,7 +111,8 @@ Input read_input(const EvalFlags& flags, const ModelSource& model, const ModelSo
 }
 
 std::string plus_minus(double value, double error, int digits) {
-  return std::isnan(error) ? fmt::format("{:.{}f}", value, digits) : fmt::format("{:.{}f} ± {:.{}f}", value, digits, error, digits);
+  return std::isnan(error) ? fmt::format("{:.{}f}", value, digits)
+                           : fmt::format("{:.{}f} ± {:.{}f}", value, digits, error, digits);
 }
 
 std::string to_text(const EvalFlags& flags, const EvalReport& report) {
@@ -116,15 +121,17 @@ std::string to_text(const EvalFlags& flags, const EvalReport& report) {
   std::vector<std::vector<std::string>> rows = {{"model", "perplexity", "KV bytes/token (16 bits)"}};
   if (report.reference_perplexity) {
     const double bytes = static_cast<double>(report.kv_bytes_per_token) / report.kv_ratio;
-    rows.push_back({flags.reference, plus_minus(report.reference_perplexity->value, report.reference_perplexity->stderr_value, 4),
+    rows.push_back({flags.reference,
+                    plus_minus(report.reference_perplexity->value, report.reference_perplexity->stderr_value, 4),
                     fmt::format("{:.0f}", bytes)});
   }
   rows.push_back({flags.model, plus_minus(ppl.value, ppl.stderr_value, 4), std::to_string(report.kv_bytes_per_token)});
   text += format_table(rows);
   if (report.fidelity) {
     const FidelityReport& f = *report.fidelity;
-    text += fmt::format("\nKL(reference || model)  mean {} nats, median {:.6f}, 99th percentile {:.5f}, max {:.4f}: class {}\n",
-                        plus_minus(f.kl_mean, f.kl_stderr, 6), f.kl_median, f.kl_p99, f.kl_max, f.yardstick);
+    text += fmt::format(
+        "\nKL(reference || model)  mean {} nats, median {:.6f}, 99th percentile {:.5f}, max {:.4f}: class {}\n",
+        plus_minus(f.kl_mean, f.kl_stderr, 6), f.kl_median, f.kl_p99, f.kl_max, f.yardstick);
     text += fmt::format("top-1 agreement         {} %\n", plus_minus(100 * f.top1_agreement, 100 * f.top1_stderr, 2));
     text += fmt::format("true token probability  mean change {:+.5f}, RMS {:.5f}\n", f.true_probability_change_mean,
                         f.true_probability_change_rms);
@@ -139,7 +146,10 @@ void run_logits(const EvalFlags& flags, const std::shared_ptr<ModelSource>& mode
   int64_t rows = 0;
   for (const auto& sequence : sequences) rows += static_cast<int64_t>(sequence.size());
   if (json_output()) {
-    print_json({{"logits", flags.logits}, {"tokens", rows}, {"vocab_size", model->config().vocab_size}, {"sequences", sequences.size()}});
+    print_json({{"logits", flags.logits},
+                {"tokens", rows},
+                {"vocab_size", model->config().vocab_size},
+                {"sequences", sequences.size()}});
   } else {
     print(fmt::format("{}: fp32 logits ({}, {})\n", flags.logits, rows, model->config().vocab_size));
   }
@@ -171,18 +181,31 @@ void run(const EvalFlags& flags) {
 }
 
 void add_options(CLI::App& command, EvalFlags& flags) {
-  command.add_option("MODEL", flags.model, "Hugging Face folder, cinch folder or .gguf file")->required()->type_name("PATH");
-  command.add_option("--reference", flags.reference, "The unconverted model: adds its perplexity, KL divergence, agreement, cache ratio")
+  command.add_option("MODEL", flags.model, "Hugging Face folder, cinch folder or .gguf file")
+      ->required()
       ->type_name("PATH");
-  command.add_option("--text", flags.text, "Text to measure on: .txt, .jsonl, a folder of .txt, or a token dataset")->type_name("PATH");
-  command.add_option("--tokens", flags.tokens, "Token ids to measure on, separated by blanks (or .npy, .h5)")->type_name("FILE");
-  command.add_option("--protocol", flags.protocol, "ppl-gptq-W, ppl-stride-W-S or ppl-llamacpp-512")->capture_default_str()->type_name("ID");
-  command.add_option("--window", flags.window, "Window in tokens (default: 2048, or the model's context if shorter)")->type_name("INT");
+  command
+      .add_option("--reference", flags.reference,
+                  "The unconverted model: adds its perplexity, KL divergence, agreement, cache ratio")
+      ->type_name("PATH");
+  command.add_option("--text", flags.text, "Text to measure on: .txt, .jsonl, a folder of .txt, or a token dataset")
+      ->type_name("PATH");
+  command.add_option("--tokens", flags.tokens, "Token ids to measure on, separated by blanks (or .npy, .h5)")
+      ->type_name("FILE");
+  command.add_option("--protocol", flags.protocol, "ppl-gptq-W, ppl-stride-W-S or ppl-llamacpp-512")
+      ->capture_default_str()
+      ->type_name("ID");
+  command.add_option("--window", flags.window, "Window in tokens (default: 2048, or the model's context if shorter)")
+      ->type_name("INT");
   command.add_option("--stride", flags.stride, "Stride in tokens (default: a quarter of the window)")->type_name("INT");
   command.add_option("--max-tokens", flags.max_tokens, "Use only the first tokens of the text")->type_name("INT");
-  command.add_option("--dtype", flags.dtype, "Type to compute in")->capture_default_str()->type_name("f32|bf16|f16|f64");
+  command.add_option("--dtype", flags.dtype, "Type to compute in")
+      ->capture_default_str()
+      ->type_name("f32|bf16|f16|f64");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
-  command.add_option("--logits", flags.logits, "Write the logits of --tokens (one sequence per line) as fp32 .npy instead")->type_name("FILE");
+  command
+      .add_option("--logits", flags.logits, "Write the logits of --tokens (one sequence per line) as fp32 .npy instead")
+      ->type_name("FILE");
   command.add_option("--output", flags.output, "Also write the JSON report to this file")->type_name("FILE");
 }
 
@@ -191,7 +214,8 @@ void add_options(CLI::App& command, EvalFlags& flags) {
 Command eval_command() {
   return {"eval", [](CLI::App& app) {
             auto flags = std::make_shared<EvalFlags>();
-            CLI::App* command = app.add_subcommand("eval", "Perplexity, and fidelity to a reference model, with standard errors");
+            CLI::App* command =
+                app.add_subcommand("eval", "Perplexity, and fidelity to a reference model, with standard errors");
             add_options(*command, *flags);
             command->callback([flags] { run(*flags); });
           }};

@@ -25,17 +25,14 @@ void check(const ExportFlags& flags) {
   const std::string& dtype = flags.writer.dtype;
   if (!dtype.empty()) require_choice("--dtype", dtype, {"f32", "f16", "bf16", "q8_0"});
   if (dtype == "q8_0" && flags.writer.format != "gguf") {
-    throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", flags.writer.format), "add --format gguf or choose f32, f16, bf16");
+    throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", flags.writer.format),
+                     "add --format gguf or choose f32, f16, bf16");
   }
 }
 
 Json provenance(const ExportFlags& flags, const ModelSource& model, const std::map<std::string, std::string>& digests) {
-  return {{"cinch", CINCH_VERSION},
-          {"command", "export"},
-          {"source", model.path().filename().string()},
-          {"format", flags.writer.format},
-          {"dtype", flags.writer.dtype},
-          {"digests", digests}};
+  return {{"cinch", CINCH_VERSION},        {"command", "export"},         {"source", model.path().filename().string()},
+          {"format", flags.writer.format}, {"dtype", flags.writer.dtype}, {"digests", digests}};
 }
 
 void run(const ExportFlags& flags) {
@@ -57,9 +54,13 @@ void run(const ExportFlags& flags) {
   writer->commit();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (json_output()) {
-    print_json({{"output", flags.writer.output.string()}, {"format", flags.writer.format}, {"tensors", weights.size()}, {"seconds", seconds}});
+    print_json({{"output", flags.writer.output.string()},
+                {"format", flags.writer.format},
+                {"tensors", weights.size()},
+                {"seconds", seconds}});
   } else {
-    print(fmt::format("{}: {} tensors as {} in {:.1f} s\n", flags.writer.output.string(), weights.size(), flags.writer.format, seconds));
+    print(fmt::format("{}: {} tensors as {} in {:.1f} s\n", flags.writer.output.string(), weights.size(),
+                      flags.writer.format, seconds));
   }
 }
 
@@ -68,11 +69,19 @@ void run(const ExportFlags& flags) {
 Command export_command() {
   return {"export", [](CLI::App& app) {
             auto flags = std::make_shared<ExportFlags>();
-            CLI::App* command = app.add_subcommand("export", "Write a model in another file format, with the same function");
-            command->add_option("MODEL", flags->model, "Hugging Face folder, cinch folder or .gguf file")->required()->type_name("PATH");
-            command->add_option("OUT", flags->writer.output, "Folder (hf, hdf5) or file (gguf, safetensors) to write")->required()->type_name("PATH");
-            command->add_option("--format", flags->writer.format, "Target form")->required()->type_name("hf|gguf|hdf5|safetensors");
-            command->add_option("--dtype", flags->writer.dtype, "Type of the weights (default: as the source)")->type_name("f32|f16|bf16|q8_0");
+            CLI::App* command =
+                app.add_subcommand("export", "Write a model in another file format, with the same function");
+            command->add_option("MODEL", flags->model, "Hugging Face folder, cinch folder or .gguf file")
+                ->required()
+                ->type_name("PATH");
+            command->add_option("OUT", flags->writer.output, "Folder (hf, hdf5) or file (gguf, safetensors) to write")
+                ->required()
+                ->type_name("PATH");
+            command->add_option("--format", flags->writer.format, "Target form")
+                ->required()
+                ->type_name("hf|gguf|hdf5|safetensors");
+            command->add_option("--dtype", flags->writer.dtype, "Type of the weights (default: as the source)")
+                ->type_name("f32|f16|bf16|q8_0");
             command->add_flag("--force", flags->writer.force, "Replace an existing OUT once the new one is complete");
             command->callback([flags] { run(*flags); });
           }};

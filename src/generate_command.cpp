@@ -54,8 +54,9 @@ std::vector<int64_t> stop_ids(const ModelSource& model, const Tokenizer& tokeniz
   return {ids.begin(), ids.end()};
 }
 
-/// Turns ids into text as they come: a token's text depends on its neighbours (leading blanks, characters of several tokens), so pieces are
-/// cut from the decoding of a short run of tokens, and held back while they end in an incomplete character.
+/// Turns ids into text as they come: a token's text depends on its neighbours (leading blanks, characters of several
+/// tokens), so pieces are cut from the decoding of a short run of tokens, and held back while they end in an incomplete
+/// character.
 class TextStream {
  public:
   TextStream(const Tokenizer& tokenizer, std::vector<int64_t> prompt) : tokenizer_(tokenizer), ids_(std::move(prompt)) {
@@ -79,7 +80,9 @@ class TextStream {
 
  private:
   static constexpr size_t kContext = 8;
-  std::string decode(size_t end) const { return tokenizer_.decode(std::span(ids_).subspan(begin_, end - begin_), true); }
+  std::string decode(size_t end) const {
+    return tokenizer_.decode(std::span(ids_).subspan(begin_, end - begin_), true);
+  }
 
   const Tokenizer& tokenizer_;
   std::vector<int64_t> ids_;
@@ -91,8 +94,8 @@ struct Outcome {
   GenerateResult result;
 };
 
-Outcome produce(const GenerateFlags& flags, const DecoderModel& model, const Tokenizer& tokenizer, const std::vector<int64_t>& prompt,
-                const GenerateOptions& options) {
+Outcome produce(const GenerateFlags& flags, const DecoderModel& model, const Tokenizer& tokenizer,
+                const std::vector<int64_t>& prompt, const GenerateOptions& options) {
   Outcome outcome;
   TextStream stream(tokenizer, prompt);
   const std::set<int64_t> stops(options.stop_ids.begin(), options.stop_ids.end());
@@ -107,7 +110,9 @@ Outcome produce(const GenerateFlags& flags, const DecoderModel& model, const Tok
   });
   emit(stream.rest());
   if (!json_output() && !outcome.text.ends_with('\n')) print("\n");
-  if (interrupt_requested()) check_interrupt(fmt::format("{} of {} tokens were generated", outcome.result.ids.size(), flags.options.max_new_tokens));
+  if (interrupt_requested())
+    check_interrupt(
+        fmt::format("{} of {} tokens were generated", outcome.result.ids.size(), flags.options.max_new_tokens));
   return outcome;
 }
 
@@ -120,19 +125,22 @@ void run(const GenerateFlags& flags) {
   const auto source = open_model(flags.model, "MODEL");
   const auto tokenizer = source->tokenizer();
   if (!tokenizer) {
-    throw UsageError(fmt::format("{} has no tokenizer", flags.model), "put tokenizer.json or tokenizer.model into the folder");
+    throw UsageError(fmt::format("{} has no tokenizer", flags.model),
+                     "put tokenizer.json or tokenizer.model into the folder");
   }
   std::string prompt = flags.prompt;
   if (!flags.prompt_given) prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
   const std::vector<int64_t> ids = tokenizer->encode(prompt, true);
-  if (ids.empty()) throw UsageError("the prompt is empty and this tokenizer adds no begin-of-text token", "give --prompt TEXT");
+  if (ids.empty())
+    throw UsageError("the prompt is empty and this tokenizer adds no begin-of-text token", "give --prompt TEXT");
 
   const DecoderModel model(source, dtype, device);
   GenerateOptions options = flags.options;
   options.stop_ids = stop_ids(*source, *tokenizer);
   const Outcome outcome = produce(flags, model, *tokenizer, ids, options);
   const GenerateResult& result = outcome.result;
-  const size_t decoded = result.ids.empty() ? 0 : result.ids.size() - 1;  // the first new token comes out of the prompt's pass
+  const size_t decoded =
+      result.ids.empty() ? 0 : result.ids.size() - 1;  // the first new token comes out of the prompt's pass
   const int64_t cached = result.kv_bytes_per_token * static_cast<int64_t>(ids.size() + decoded);
   if (json_output()) {
     print_json({{"prompt", prompt},
@@ -145,22 +153,31 @@ void run(const GenerateFlags& flags) {
                 {"kv_bytes_per_token", result.kv_bytes_per_token},
                 {"kv_bytes", cached}});
   } else {
-    log_info(fmt::format("{} prompt tokens at {:.0f} tokens/s, {} new tokens at {:.1f} tokens/s; cache {} ({} bytes per token in {})", ids.size(),
-                         rate(ids.size(), result.prefill_seconds), result.ids.size(), rate(decoded, result.decode_seconds),
-                         human_bytes(static_cast<uint64_t>(cached)), result.kv_bytes_per_token, flags.dtype));
+    log_info(fmt::format(
+        "{} prompt tokens at {:.0f} tokens/s, {} new tokens at {:.1f} tokens/s; cache {} ({} bytes per token in {})",
+        ids.size(), rate(ids.size(), result.prefill_seconds), result.ids.size(), rate(decoded, result.decode_seconds),
+        human_bytes(static_cast<uint64_t>(cached)), result.kv_bytes_per_token, flags.dtype));
   }
 }
 
 void add_options(CLI::App& command, GenerateFlags& flags) {
-  command.add_option("MODEL", flags.model, "Hugging Face folder, cinch folder or .gguf file")->required()->type_name("PATH");
+  command.add_option("MODEL", flags.model, "Hugging Face folder, cinch folder or .gguf file")
+      ->required()
+      ->type_name("PATH");
   command.add_option("-p,--prompt", flags.prompt, "Text to continue (default: read from stdin)")->type_name("TEXT");
-  command.add_option("-n,--max-new-tokens", flags.options.max_new_tokens, "Tokens to generate")->capture_default_str()->type_name("INT");
-  command.add_option("--temperature", flags.options.temperature, "0 = the most likely token always")->capture_default_str()->type_name("FLOAT");
+  command.add_option("-n,--max-new-tokens", flags.options.max_new_tokens, "Tokens to generate")
+      ->capture_default_str()
+      ->type_name("INT");
+  command.add_option("--temperature", flags.options.temperature, "0 = the most likely token always")
+      ->capture_default_str()
+      ->type_name("FLOAT");
   command.add_option("--top-p", flags.options.top_p, "Sample from the smallest set of tokens with this probability")
       ->capture_default_str()
       ->type_name("FLOAT");
   command.add_option("--seed", flags.options.seed, "Seed of the sampling")->capture_default_str()->type_name("UINT");
-  command.add_option("--dtype", flags.dtype, "Type to compute in")->capture_default_str()->type_name("f32|bf16|f16|f64");
+  command.add_option("--dtype", flags.dtype, "Type to compute in")
+      ->capture_default_str()
+      ->type_name("f32|bf16|f16|f64");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
 }
 
@@ -169,7 +186,8 @@ void add_options(CLI::App& command, GenerateFlags& flags) {
 Command generate_command() {
   return {"generate", [](CLI::App& app) {
             auto flags = std::make_shared<GenerateFlags>();
-            CLI::App* command = app.add_subcommand("generate", "Continue a text; prints tokens per second and cache bytes");
+            CLI::App* command =
+                app.add_subcommand("generate", "Continue a text; prints tokens per second and cache bytes");
             add_options(*command, *flags);
             command->callback([flags, command] {
               flags->prompt_given = command->count("--prompt") > 0;

@@ -36,12 +36,9 @@ Storage storage_of(const TensorSource& tensors) {
 Json to_json(const ModelSource& model, bool with_tensors) {
   Json json = summary_json(model);
   const Storage storage = storage_of(model.tensors());
-  json["file"] = {{"format", model.tensors().format()},
-                  {"files", storage.files},
-                  {"bytes", storage.bytes},
-                  {"tensors", model.tensors().tensors().size()},
-                  {"structure", "complete"},
-                  {"digests_recorded", storage.digests}};
+  json["file"] = {
+      {"format", model.tensors().format()},          {"files", storage.files},  {"bytes", storage.bytes},
+      {"tensors", model.tensors().tensors().size()}, {"structure", "complete"}, {"digests_recorded", storage.digests}};
   if (!with_tensors) return json;
   json["tensors"] = Json::array();
   for (const TensorInfo& info : model.tensors().tensors()) {
@@ -61,7 +58,8 @@ std::string kind_text(const AttentionSpec& layer) {
 
 /// Runs of alike layers share a row: "0-29".
 std::string layer_table(const ModelConfig& config) {
-  std::vector<std::vector<std::string>> rows = {{"layers", "kind", "heads", "KV heads", "head dim", "window", "KV numbers/token"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"layers", "kind", "heads", "KV heads", "head dim", "window", "KV numbers/token"}};
   for (size_t begin = 0; begin < config.layers.size();) {
     size_t end = begin + 1;
     while (end < config.layers.size() && alike(config.layers[begin], config.layers[end])) ++end;
@@ -77,8 +75,9 @@ std::string layer_table(const ModelConfig& config) {
 std::string to_text(const ModelSource& model, bool with_tensors) {
   const ModelConfig& config = model.config();
   const Storage storage = storage_of(model.tensors());
-  std::string text = fmt::format("{}: {} ({}), {} parameters, {}\n", model.path().string(), config.architecture, config.family,
-                                 human_count(static_cast<uint64_t>(parameter_count(model))), config.dtype);
+  std::string text =
+      fmt::format("{}: {} ({}), {} parameters, {}\n", model.path().string(), config.architecture, config.family,
+                  human_count(static_cast<uint64_t>(parameter_count(model))), config.dtype);
   text += fmt::format("hidden size {}, MLP {}, vocabulary {}, context {}, {} layers\n\n", config.hidden_size,
                       config.intermediate_size, config.vocab_size, config.max_position_embeddings, config.n_layers);
   text += layer_table(config);
@@ -86,13 +85,15 @@ std::string to_text(const ModelSource& model, bool with_tensors) {
   for (const auto& [name, tokens] : {std::pair{"4k", 4096}, {"32k", 32768}, {"128k", 131072}}) {
     text += fmt::format("; {} at {}", human_bytes(static_cast<uint64_t>(kv_bytes_at(config, tokens))), name);
   }
-  text += fmt::format("\nFiles: {}, {} file(s), {}, {} tensors, all present with the right shapes{}\n", model.tensors().format(),
-                      storage.files, human_bytes(storage.bytes), model.tensors().tensors().size(),
-                      storage.digests ? "; digests recorded (`cinch verify` checks them)" : "");
+  text +=
+      fmt::format("\nFiles: {}, {} file(s), {}, {} tensors, all present with the right shapes{}\n",
+                  model.tensors().format(), storage.files, human_bytes(storage.bytes), model.tensors().tensors().size(),
+                  storage.digests ? "; digests recorded (`cinch verify` checks them)" : "");
   if (!model.quality_note().empty()) text += fmt::format("Note: {}\n", model.quality_note());
   if (!with_tensors) return text;
   std::vector<std::vector<std::string>> rows = {{"tensor", "dtype", "shape"}};
-  for (const TensorInfo& info : model.tensors().tensors()) rows.push_back({info.name, stored_type(info), shape_text(info.shape)});
+  for (const TensorInfo& info : model.tensors().tensors())
+    rows.push_back({info.name, stored_type(info), shape_text(info.shape)});
   return text + "\n" + format_table(rows);
 }
 
@@ -110,8 +111,11 @@ void run(const InspectOptions& options) {
 Command inspect_command() {
   return {"inspect", [](CLI::App& app) {
             auto options = std::make_shared<InspectOptions>();
-            CLI::App* command = app.add_subcommand("inspect", "Architecture, attention sizes, KV cache bytes and files of a model");
-            command->add_option("MODEL", options->model, "Hugging Face folder, cinch folder or .gguf file")->required()->type_name("PATH");
+            CLI::App* command =
+                app.add_subcommand("inspect", "Architecture, attention sizes, KV cache bytes and files of a model");
+            command->add_option("MODEL", options->model, "Hugging Face folder, cinch folder or .gguf file")
+                ->required()
+                ->type_name("PATH");
             command->add_flag("--tensors", options->tensors, "List every tensor");
             command->callback([options] { run(*options); });
           }};

@@ -11,8 +11,9 @@ namespace cinch {
 std::shared_ptr<ModelSource> open_model(const std::string& path, const std::string& flag) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) {
-    throw UsageError(fmt::format("{}: no such file or folder: {}", flag, path),
-                     "a model is a Hugging Face folder (config.json, *.safetensors), a folder that cinch wrote, or a .gguf file");
+    throw UsageError(
+        fmt::format("{}: no such file or folder: {}", flag, path),
+        "a model is a Hugging Face folder (config.json, *.safetensors), a folder that cinch wrote, or a .gguf file");
   }
   auto model = ModelSource::open(path);
   if (!model->quality_note().empty()) log_warning(fmt::format("{}: {}", path, model->quality_note()));

@@ -1,4 +1,5 @@
-// What several commands share: opening the model of an argument, compute types, and the facts of a model that `inspect` prints.
+// What several commands share: opening the model of an argument, compute types, and the facts of a model that `inspect`
+// prints.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -12,8 +13,8 @@
 
 namespace cinch {
 
-/// Opens the model at `path`, given as `flag` ("MODEL", "--reference"). Throws UsageError when there is nothing at that path, and what
-/// ModelSource::open throws. Prints the model's quality note as a warning.
+/// Opens the model at `path`, given as `flag` ("MODEL", "--reference"). Throws UsageError when there is nothing at that
+/// path, and what ModelSource::open throws. Prints the model's quality note as a warning.
 std::shared_ptr<ModelSource> open_model(const std::string& path, const std::string& flag);
 
 /// f32, bf16, f16, f64. Throws UsageError.

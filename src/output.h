@@ -1,4 +1,5 @@
-// What commands print. Results go to stdout through these functions and nowhere else; progress and logs go to stderr (core/progress.h).
+// What commands print. Results go to stdout through these functions and nowhere else; progress and logs go to stderr
+// (core/progress.h).
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ std::string human_bytes(uint64_t bytes);
 /// 134515008 -> "134.5 M"
 std::string human_count(uint64_t count);
 
-/// Rows of cells aligned in columns, two spaces apart; the first row is the heading. Columns after the first are right-aligned.
+/// Rows of cells aligned in columns, two spaces apart; the first row is the heading. Columns after the first are
+/// right-aligned.
 std::string format_table(const std::vector<std::vector<std::string>>& rows);
 
 /// True when stderr is a terminal and NO_COLOR is not set.

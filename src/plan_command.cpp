@@ -20,8 +20,11 @@ void run(const ConvertFlags& flags) {
 Command plan_command() {
   return {"plan", [](CLI::App& app) {
             auto flags = std::make_shared<ConvertFlags>();
-            CLI::App* command = app.add_subcommand("plan", "What a conversion would do: sizes, cache bytes, cost, and which runtimes load the result");
-            command->add_option("MODEL", flags->model, "Hugging Face folder, cinch folder or .gguf file")->required()->type_name("PATH");
+            CLI::App* command = app.add_subcommand(
+                "plan", "What a conversion would do: sizes, cache bytes, cost, and which runtimes load the result");
+            command->add_option("MODEL", flags->model, "Hugging Face folder, cinch folder or .gguf file")
+                ->required()
+                ->type_name("PATH");
             add_convert_options(*command, *flags);
             command->callback([flags] { run(*flags); });
           }};

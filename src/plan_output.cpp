@@ -13,21 +13,27 @@ namespace {
 
 std::string heads_text(const ModelConfig& config) {
   if (!layers_differ(config)) return std::to_string(config.layers.front().n_kv_heads);
-  const auto [least, most] = std::minmax_element(config.layers.begin(), config.layers.end(), [](const AttentionSpec& a, const AttentionSpec& b) { return a.n_kv_heads < b.n_kv_heads; });
+  const auto [least, most] =
+      std::minmax_element(config.layers.begin(), config.layers.end(),
+                          [](const AttentionSpec& a, const AttentionSpec& b) { return a.n_kv_heads < b.n_kv_heads; });
   return fmt::format("{} to {}", least->n_kv_heads, most->n_kv_heads);
 }
 
-std::string bytes_at(const ModelConfig& config, int64_t tokens) { return human_bytes(static_cast<uint64_t>(kv_bytes_at(config, tokens))); }
+std::string bytes_at(const ModelConfig& config, int64_t tokens) {
+  return human_bytes(static_cast<uint64_t>(kv_bytes_at(config, tokens)));
+}
 
 std::string size_table(const ConversionPlan& plan) {
   const ModelConfig &source = plan.source, &target = plan.target;
   return format_table({{"", "source", "target"},
                        {"KV heads per layer", heads_text(source), heads_text(target)},
-                       {"KV bytes per token (16 bits)", std::to_string(source.kv_bytes_per_token()), std::to_string(target.kv_bytes_per_token())},
+                       {"KV bytes per token (16 bits)", std::to_string(source.kv_bytes_per_token()),
+                        std::to_string(target.kv_bytes_per_token())},
                        {"cache at 4k tokens", bytes_at(source, 4096), bytes_at(target, 4096)},
                        {"cache at 32k tokens", bytes_at(source, 32768), bytes_at(target, 32768)},
                        {"cache at 128k tokens", bytes_at(source, 131072), bytes_at(target, 131072)},
-                       {"parameters", human_count(static_cast<uint64_t>(plan.source_parameters)), human_count(static_cast<uint64_t>(plan.target_parameters))}});
+                       {"parameters", human_count(static_cast<uint64_t>(plan.source_parameters)),
+                        human_count(static_cast<uint64_t>(plan.target_parameters))}});
 }
 
 std::string seconds_text(double seconds) {
@@ -38,14 +44,19 @@ std::string seconds_text(double seconds) {
 }  // namespace
 
 std::string plan_text(const ConversionPlan& plan) {
-  const auto derived = std::count_if(plan.tensors.begin(), plan.tensors.end(), [](const PlannedTensor& t) { return t.role == TensorRole::derived; });
-  std::string text = fmt::format("{} to {} by {}, {} of {} layers\n\n", plan.source.architecture, target_text(plan.recipe), plan.recipe.method,
-                                 plan.recipe.layers.size(), plan.source.n_layers);
+  const auto derived = std::count_if(plan.tensors.begin(), plan.tensors.end(),
+                                     [](const PlannedTensor& t) { return t.role == TensorRole::derived; });
+  std::string text =
+      fmt::format("{} to {} by {}, {} of {} layers\n\n", plan.source.architecture, target_text(plan.recipe),
+                  plan.recipe.method, plan.recipe.layers.size(), plan.source.n_layers);
   text += size_table(plan);
-  text += fmt::format("\nCache: {:.1f} % of the source's. Reading it costs as much as reading the weights at {:.0f} tokens of context (batch 1).\n", 100 * plan.kv_ratio,
-                      plan.break_even_tokens);
+  text += fmt::format(
+      "\nCache: {:.1f} % of the source's. Reading it costs as much as reading the weights at {:.0f} tokens of context "
+      "(batch 1).\n",
+      100 * plan.kv_ratio, plan.break_even_tokens);
   text += fmt::format("Tensors: {} kept, {} derived.\n", static_cast<int64_t>(plan.tensors.size()) - derived, derived);
-  text += fmt::format("Needs about {} of memory, {} of disk and {}.\n\n", human_bytes(static_cast<uint64_t>(plan.peak_memory_bytes)),
+  text += fmt::format("Needs about {} of memory, {} of disk and {}.\n\n",
+                      human_bytes(static_cast<uint64_t>(plan.peak_memory_bytes)),
                       human_bytes(static_cast<uint64_t>(plan.disk_bytes)), seconds_text(plan.seconds_estimate));
   for (const RuntimeVerdict& verdict : plan.runtimes) {
     text += fmt::format("{:<10} {:<12} {}\n", verdict.name, verdict.loads ? "loads" : "cannot load", verdict.reason);

@@ -49,7 +49,8 @@ std::string toml_value(const std::string& text) {
 
 /// Of the default of a list, which CLI11 writes with blanks or as [a,b].
 std::vector<std::string> words(std::string list) {
-  std::replace_if(list.begin(), list.end(), [](char c) { return c == '[' || c == ']' || c == ','; }, ' ');
+  std::replace_if(
+      list.begin(), list.end(), [](char c) { return c == '[' || c == ']' || c == ','; }, ' ');
   std::istringstream stream(list);
   return {std::istream_iterator<std::string>(stream), {}};
 }
@@ -71,12 +72,14 @@ std::vector<CLI::ConfigItem> RecipeFormat::from_config(std::istream& input) cons
     const CLI::Option* option = item.parents.empty() ? option_of_key(command, item.name) : nullptr;
     if (option == nullptr) {
       const std::string nearest = nearest_word(normalised(item.name), known_keys(command));
-      throw UsageError(fmt::format("recipe: unknown key \"{}\" for `cinch {}`", item.fullname(), command.get_name()),
-                       nearest.empty() ? fmt::format("`cinch {} --help` lists the options; each is a recipe key", command.get_name())
-                                       : fmt::format("did you mean \"{}\"?", nearest));
+      throw UsageError(
+          fmt::format("recipe: unknown key \"{}\" for `cinch {}`", item.fullname(), command.get_name()),
+          nearest.empty() ? fmt::format("`cinch {} --help` lists the options; each is a recipe key", command.get_name())
+                          : fmt::format("did you mean \"{}\"?", nearest));
     }
     item.parents = {command.get_name()};
-    item.name = option->get_lnames().empty() && option->get_snames().empty() ? option->get_name(true) : recipe_key(*option);
+    item.name =
+        option->get_lnames().empty() && option->get_snames().empty() ? option->get_name(true) : recipe_key(*option);
   }
   return keys;
 }
@@ -99,7 +102,8 @@ std::string recipe_of(const CLI::App& command) {
     }
     std::string joined;
     for (const std::string& value : values) joined += (joined.empty() ? "" : ", ") + toml_value(value);
-    text += fmt::format("{} = {}\n", recipe_key(*option), takes_list && values.size() != 1 ? "[" + joined + "]" : joined);
+    text +=
+        fmt::format("{} = {}\n", recipe_key(*option), takes_list && values.size() != 1 ? "[" + joined + "]" : joined);
   }
   return text;
 }

@@ -19,7 +19,8 @@ constexpr const char* kDescription =
     "what that cost, and writes a checkpoint that common runtimes load unchanged.";
 
 constexpr const char* kCommandFooter =
-    "Everywhere: --json (one object on stdout), -q,--quiet, -v,--verbose, --threads N, --config FILE (recipe), --print-config.";
+    "Everywhere: --json (one object on stdout), -q,--quiet, -v,--verbose, --threads N, --config FILE (recipe), "
+    "--print-config.";
 
 constexpr const char* kExitCodes =
     "Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input file, 4 target cannot represent the model,\n"
@@ -33,7 +34,8 @@ struct GlobalFlags {
 void apply(const CLI::App& app, const GlobalFlags& flags) {
   if (flags.quiet && flags.verbose) throw UsageError("--quiet and --verbose contradict each other", "give one of them");
   if (app.count("--threads") > 0 && flags.threads < 1) {
-    throw UsageError(fmt::format("--threads: expected 1 or more, found {}", flags.threads), "leave it out to use every core");
+    throw UsageError(fmt::format("--threads: expected 1 or more, found {}", flags.threads),
+                     "leave it out to use every core");
   }
   set_json_output(flags.json);
   set_verbosity(flags.quiet ? Verbosity::quiet : flags.verbose ? Verbosity::verbose : Verbosity::normal);
@@ -53,7 +55,8 @@ std::unique_ptr<CLI::App> make_app(GlobalFlags& flags) {
   app->add_flag("-v,--verbose", flags.verbose, "More notes on stderr");
   app->add_option("--threads", flags.threads, "CPU threads (default: every core, or OMP_NUM_THREADS)")->type_name("N");
   app->add_flag("--print-config", flags.print_config, "Print the resolved recipe of the command and stop");
-  app->set_config("--config", "", "Recipe: a TOML file whose keys are the command's options; flags win")->type_name("FILE");
+  app->set_config("--config", "", "Recipe: a TOML file whose keys are the command's options; flags win")
+      ->type_name("FILE");
   app->config_formatter(std::make_shared<RecipeFormat>(app.get()));
   for (const Command& command : commands()) command.add(*app);
   for (CLI::App* command : app->get_subcommands({})) {

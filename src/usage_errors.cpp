@@ -43,8 +43,9 @@ UsageError unknown_command(const CLI::App& app, const std::string& word) {
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
   const std::string nearest = nearest_word(word, names);
-  return UsageError(fmt::format("unknown command \"{}\"", word),
-                    nearest.empty() ? "`cinch --help` lists the commands" : fmt::format("did you mean `cinch {}`?", nearest));
+  return UsageError(
+      fmt::format("unknown command \"{}\"", word),
+      nearest.empty() ? "`cinch --help` lists the commands" : fmt::format("did you mean `cinch {}`?", nearest));
 }
 
 /// "--window" of "Could not convert: --window = abc".
@@ -75,8 +76,9 @@ UsageError bad_value(const CLI::App& app, const CLI::App& command, const CLI::Pa
   if (option == nullptr) return UsageError(error.what(), see_help(command));
   std::string seen;
   for (const std::string& value : option->results()) seen += (seen.empty() ? "" : " ") + value;
-  return UsageError(fmt::format("{}: expected {}, found \"{}\"", option->get_name(), type_in_words(option->get_type_name()), seen),
-                    see_help(command));
+  return UsageError(
+      fmt::format("{}: expected {}, found \"{}\"", option->get_name(), type_in_words(option->get_type_name()), seen),
+      see_help(command));
 }
 
 std::string without_backtrace(std::string line) {
@@ -95,7 +97,8 @@ UsageError usage_error(const CLI::App& app, const CLI::ParseError& error) {
   const auto left = app.remaining(true);
   if (&command == &app && !left.empty()) return unknown_command(app, left.front());
   if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr && !left.empty()) {
-    return UsageError(fmt::format("`cinch {}` does not take the argument \"{}\"", command.get_name(), left.front()), see_help(command));
+    return UsageError(fmt::format("`cinch {}` does not take the argument \"{}\"", command.get_name(), left.front()),
+                      see_help(command));
   }
   if (&command == &app && dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
     return UsageError("no command given", "`cinch --help` lists the commands");
@@ -127,7 +130,8 @@ int report_error(const std::exception& error) {
       fmt::print(stderr, "  while {}\n", report.lines[i]);
     }
   }
-  if (!report.help.empty()) fmt::print(stderr, "{}help:{} {}\n", color ? "\x1b[1m" : "", color ? "\x1b[0m" : "", report.help);
+  if (!report.help.empty())
+    fmt::print(stderr, "{}help:{} {}\n", color ? "\x1b[1m" : "", color ? "\x1b[0m" : "", report.help);
   return static_cast<int>(report.exit_code);
 }
 

@@ -1,4 +1,5 @@
-// Command-line faults in cinch's own words: CLI11 finds them, these functions say which flag, what was seen and what to do.
+// Command-line faults in cinch's own words: CLI11 finds them, these functions say which flag, what was seen and what to
+// do.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,7 +13,8 @@ namespace cinch {
 /// The UsageError that says what CLI11's `error` means for this command line.
 UsageError usage_error(const CLI::App& app, const CLI::ParseError& error);
 
-/// Prints an error as `error: ...`, its context, and `help: ...` on stderr; returns its exit code. Stack traces of libraries are cut off.
+/// Prints an error as `error: ...`, its context, and `help: ...` on stderr; returns its exit code. Stack traces of
+/// libraries are cut off.
 int report_error(const std::exception& error);
 
 /// Throws UsageError naming the nearest of `choices` unless `value` is one of them.

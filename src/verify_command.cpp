@@ -40,7 +40,8 @@ bool all_finite(const TensorData& data) {
   return to_torch(data, torch_dtype(data.info.dtype)).isfinite().all().item<bool>();
 }
 
-void check_tensor(const TensorSource& source, const TensorInfo& info, const std::map<std::string, std::string>& recorded, Findings& findings) {
+void check_tensor(const TensorSource& source, const TensorInfo& info,
+                  const std::map<std::string, std::string>& recorded, Findings& findings) {
   const TensorData data = source.read(info.name);
   const auto found = recorded.find(info.name);
   const std::string in_file = source.recorded_digest(info.name);
@@ -65,7 +66,8 @@ Findings check_all(const fs::path& path) {
   const auto recorded = provenance_digests(path);
   Findings findings;
   for (const auto& [name, digest] : recorded) {
-    if (source->find(name) == nullptr) findings.faults.push_back(fmt::format("{}: recorded in cinch.json, absent from the files", name));
+    if (source->find(name) == nullptr)
+      findings.faults.push_back(fmt::format("{}: recorded in cinch.json, absent from the files", name));
   }
   Progress progress({.phase = "verify", .unit = "tensors", .total = source->tensors().size()});
   for (const TensorInfo& info : source->tensors()) {
@@ -94,8 +96,9 @@ void run(const std::string& path) {
     throw VerificationError(message, "the files changed after they were written: convert or download them again");
   }
   if (!json_output()) {
-    print(fmt::format("{}: {} tensors read, structure and shapes right, all numbers finite, {}\n", path, findings.tensors,
-                      findings.compared > 0 ? fmt::format("{} digests equal", findings.compared) : "no digests recorded"));
+    print(fmt::format(
+        "{}: {} tensors read, structure and shapes right, all numbers finite, {}\n", path, findings.tensors,
+        findings.compared > 0 ? fmt::format("{} digests equal", findings.compared) : "no digests recorded"));
   }
 }
 
@@ -104,8 +107,11 @@ void run(const std::string& path) {
 Command verify_command() {
   return {"verify", [](CLI::App& app) {
             auto path = std::make_shared<std::string>();
-            CLI::App* command = app.add_subcommand("verify", "Check every tensor of a model or tensor file against its recorded digest");
-            command->add_option("PATH", *path, "Model folder, .gguf, .safetensors or .h5 file")->required()->type_name("PATH");
+            CLI::App* command = app.add_subcommand(
+                "verify", "Check every tensor of a model or tensor file against its recorded digest");
+            command->add_option("PATH", *path, "Model folder, .gguf, .safetensors or .h5 file")
+                ->required()
+                ->type_name("PATH");
             command->callback([path] { run(*path); });
           }};
 }

@@ -116,7 +116,8 @@ void check_metadata(const GgufMetadata& metadata, const std::string& file) {
     const std::string where = fmt::format("{}: metadata key \"{}\"", file, key);
     if (!is_valid_utf8(key) || key.empty()) throw UsageError(where + ": not a valid key");
     if (!seen.insert(key).second) throw UsageError(where + ": given twice");
-    if (!holds(value)) throw UsageError(where + ": the value is not of its type (items of a list share one type, strings are UTF-8)");
+    if (!holds(value))
+      throw UsageError(where + ": the value is not of its type (items of a list share one type, strings are UTF-8)");
     const auto* number = std::get_if<uint64_t>(&value.value);
     if (key == "general.alignment" && (number == nullptr || *number != kAlignment)) {
       throw UsageError(fmt::format("{}: this writer aligns to {}", where, kAlignment));

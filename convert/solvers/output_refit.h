@@ -16,7 +16,8 @@ struct OutputRefit {
 
 /// With F the head outputs of `merged` on the converted stream h' and a = attention_residual(o_proj output on the
 /// original stream h), fits
-///   min_W sum_t w_t |h_t + a_t - h'_t - W F_t|^2 + lambda |(W - W_merged) S|^2,   w_t = 1/|h_t|^2, S^2 the mean power of F per KV head,
+///   min_W sum_t w_t |h_t + a_t - h'_t - W F_t|^2 + lambda |(W - W_merged) S|^2,   w_t = 1/|h_t|^2, S^2 the mean power
+///   of F per KV head,
 /// which also corrects the drift that the converted prefix has left in h'. The bias is fitted with it where the target
 /// has one. lambda is the one of `lambdas` with the least loss on the held-out windows (on the fitted ones when none
 /// are held out); with it the fit is made once more on all windows.

@@ -227,7 +227,8 @@ TEST_P(FormatTest, TruncationAnywhereIsFound) {
       const auto source = format().open(file());
       EXPECT_EQ(cut->tensors().size(), source->tensors().size()) << size << " of " << whole.size() << " bytes";
       for (const TensorInfo& info : source->tensors()) {
-        EXPECT_EQ(copied(cut->read(info.name).bytes), copied(source->read(info.name).bytes)) << size << " " << info.name;
+        EXPECT_EQ(copied(cut->read(info.name).bytes), copied(source->read(info.name).bytes))
+            << size << " " << info.name;
       }
       EXPECT_GT(size + 32, whole.size()) << "more than padding was cut";
     } catch (const Error&) {

@@ -49,7 +49,8 @@ TEST(PlanConversion, CountsTensorsAndCache) {
   EXPECT_EQ(derived, 12);
   EXPECT_LT(plan.target_parameters, plan.source_parameters);
   EXPECT_GT(plan.disk_bytes, 4 * plan.target_parameters);
-  EXPECT_DOUBLE_EQ(plan.break_even_tokens, 4.0 * static_cast<double>(plan.target_parameters) / static_cast<double>(plan.target.kv_bytes_per_token()));
+  EXPECT_DOUBLE_EQ(plan.break_even_tokens, 4.0 * static_cast<double>(plan.target_parameters) /
+                                               static_cast<double>(plan.target.kv_bytes_per_token()));
   for (const RuntimeVerdict& verdict : plan.runtimes) EXPECT_TRUE(verdict.loads) << verdict.name;
 }
 
@@ -58,7 +59,8 @@ TEST(PlanConversion, RefusesTargetsThatDoNotShrinkTheCache) {
   const ModelWriterOptions output{.output = "out"};
   EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:4"), output); }), HasSubstr("would not shrink"));
   EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:8"), output); }), HasSubstr("larger"));
-  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:3"), output); }), HasSubstr("possible here: --to gqa:2, mqa"));
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("gqa:3"), output); }),
+              HasSubstr("possible here: --to gqa:2, mqa"));
   EXPECT_THROW(plan_conversion(source, recipe_to("gqa:3"), output), UnsupportedError);
 }
 
@@ -78,7 +80,8 @@ TEST(PlanConversion, PartialLayersAreForNativeFoldersOnly) {
   EXPECT_EQ(plan.target.layers[1].n_kv_heads, 1);
   for (const RuntimeVerdict& verdict : plan.runtimes) EXPECT_FALSE(verdict.loads) << verdict.name;
   recipe.layers = {4};
-  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe, {.output = "out", .format = "hdf5"}); }), HasSubstr("0 to 3"));
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe, {.output = "out", .format = "hdf5"}); }),
+              HasSubstr("0 to 3"));
 }
 
 TEST(PlanConversion, ShortensWindowsToTheModelsContext) {
@@ -91,7 +94,8 @@ TEST(PlanConversion, ShortensWindowsToTheModelsContext) {
 TEST(PlanConversion, JsonHasTheInterfacesKeys) {
   const ConfigOnlySource source(tiny_config({}));
   const Json json = plan_conversion(source, recipe_to("mqa"), {.output = "out"}).to_json();
-  for (const char* key : {"source", "target", "kv_ratio", "peak_memory_bytes", "disk_bytes", "seconds_estimate", "break_even_tokens", "runtimes"}) {
+  for (const char* key : {"source", "target", "kv_ratio", "peak_memory_bytes", "disk_bytes", "seconds_estimate",
+                          "break_even_tokens", "runtimes"}) {
     EXPECT_TRUE(json.contains(key)) << key;
   }
   EXPECT_EQ(json["source"]["layers"].size(), 2u);

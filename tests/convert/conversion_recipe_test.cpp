@@ -42,7 +42,8 @@ TEST(ParseLayers, ReadsRangesAndLists) {
 }
 
 TEST(ParseLayers, RefusesWhatIsNoList) {
-  for (const char* text : {"", "a", "3-1", "1,,2", "-4", "1-", "1-2-3", "999999999"}) EXPECT_THROW(parse_layers(text), UsageError) << text;
+  for (const char* text : {"", "a", "3-1", "1,,2", "-4", "1-", "1-2-3", "999999999"})
+    EXPECT_THROW(parse_layers(text), UsageError) << text;
 }
 
 TEST(CheckRecipe, NamesTheFault) {

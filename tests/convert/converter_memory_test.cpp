@@ -1,4 +1,5 @@
-// Peak memory of a conversion must not grow with depth: one layer's weights and two residual streams are held, whatever the number of layers.
+// Peak memory of a conversion must not grow with depth: one layer's weights and two residual streams are held, whatever
+// the number of layers.
 #include <gtest/gtest.h>
 #include <malloc.h>
 
@@ -21,7 +22,14 @@ bool reset_peak() {
 
 double peak_of_depth(const TempFolder& folder, int64_t layers) {
   const auto model = folder / ("model" + std::to_string(layers));
-  const TinyShape shape{.layers = layers, .heads = 8, .kv_heads = 8, .head_dim = 32, .hidden = 256, .intermediate = 1024, .vocab = 4096, .context = 256};
+  const TinyShape shape{.layers = layers,
+                        .heads = 8,
+                        .kv_heads = 8,
+                        .head_dim = 32,
+                        .hidden = 256,
+                        .intermediate = 1024,
+                        .vocab = 4096,
+                        .context = 256};
   write_tiny_model(model, shape);
   ConversionRecipe recipe;
   parse_target("gqa:2", recipe);
@@ -30,7 +38,9 @@ double peak_of_depth(const TempFolder& folder, int64_t layers) {
   recipe.calibration_tokens = 4096;
   recipe.calibration_window = 256;
   if (!reset_peak()) return 0;
-  const Json report = convert_model(ModelSource::open(model), recipe, {.output = {.output = folder / ("out" + std::to_string(layers))}}).json;
+  const Json report =
+      convert_model(ModelSource::open(model), recipe, {.output = {.output = folder / ("out" + std::to_string(layers))}})
+          .json;
   return report["peak_memory_bytes"].get<double>();
 }
 

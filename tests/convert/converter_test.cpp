@@ -31,7 +31,8 @@ ConversionRecipe recipe_for(const std::filesystem::path& ids, const std::string&
 std::map<std::string, std::string> folder_digests(const std::filesystem::path& folder) {
   std::map<std::string, std::string> digests;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
-    if (entry.is_regular_file()) digests[std::filesystem::relative(entry.path(), folder).string()] = sha256_hex_of_file(entry.path());
+    if (entry.is_regular_file())
+      digests[std::filesystem::relative(entry.path(), folder).string()] = sha256_hex_of_file(entry.path());
   }
   return digests;
 }
@@ -50,7 +51,9 @@ class ConverterTest : public testing::Test {
   std::filesystem::path model() const { return folder_ / "model"; }
   std::filesystem::path ids() const { return folder_ / "text.ids"; }
   std::filesystem::path out() const { return folder_ / "out"; }
-  Json convert(const ConversionRecipe& recipe, const ConvertOptions& options) const { return convert_model(ModelSource::open(model()), recipe, options).json; }
+  Json convert(const ConversionRecipe& recipe, const ConvertOptions& options) const {
+    return convert_model(ModelSource::open(model()), recipe, options).json;
+  }
   TempFolder folder_;
 };
 
@@ -65,8 +68,10 @@ TEST_F(ConverterTest, WritesAModelOfTheSameClass) {
   EXPECT_EQ(converted->config().layers[0].n_kv_heads, 2);
   EXPECT_EQ(JsonObject::from_file(out() / "config.json").integer("num_key_value_heads"), 2);
   // Mean pooling by hand.
-  const at::Tensor k = ModelSource::open(model())->tensor("model.layers.0.self_attn.k_proj.weight", at::kFloat).view({2, 2, 8, 32});
-  EXPECT_TRUE(at::allclose(converted->tensor("model.layers.0.self_attn.k_proj.weight", at::kFloat), k.mean(1).view({16, 32})));
+  const at::Tensor k =
+      ModelSource::open(model())->tensor("model.layers.0.self_attn.k_proj.weight", at::kFloat).view({2, 2, 8, 32});
+  EXPECT_TRUE(
+      at::allclose(converted->tensor("model.layers.0.self_attn.k_proj.weight", at::kFloat), k.mean(1).view({16, 32})));
   EXPECT_TRUE(std::filesystem::exists(out() / "README.md"));
   EXPECT_FALSE(std::filesystem::exists(PartialFolder::path_for(out())));
 }
@@ -75,8 +80,10 @@ TEST_F(ConverterTest, CinchJsonRecordsDigestsOfWhatWasWritten) {
   convert(recipe_for(ids(), "mqa", "mean"), {.output = {.output = out()}});
   const JsonObject record = JsonObject::from_file(out() / "cinch.json");
   const auto source = open_tensors(out());
-  for (const TensorInfo& info : source->tensors()) EXPECT_EQ(record.object("digests").string(info.name), xxh3_hex(source->read(info.name).bytes));
-  EXPECT_EQ(record.object("source").object("files").object("model.safetensors").string("sha256"), sha256_hex_of_file(model() / "model.safetensors"));
+  for (const TensorInfo& info : source->tensors())
+    EXPECT_EQ(record.object("digests").string(info.name), xxh3_hex(source->read(info.name).bytes));
+  EXPECT_EQ(record.object("source").object("files").object("model.safetensors").string("sha256"),
+            sha256_hex_of_file(model() / "model.safetensors"));
   EXPECT_EQ(record.object("recipe").string("to"), "mqa");
 }
 
@@ -120,7 +127,8 @@ TEST_F(ConverterTest, PartialLayersRoundTripInANativeFolder) {
 TEST_F(ConverterTest, SingleFileFormats) {
   const ConversionRecipe recipe = recipe_for(ids(), "gqa:2", "mean");
   convert(recipe, {.output = {.output = folder_ / "out.safetensors", .format = "safetensors"}});
-  EXPECT_EQ(open_tensors(folder_ / "out.safetensors")->find("model.layers.0.self_attn.v_proj.weight")->shape, (std::vector<int64_t>{16, 32}));
+  EXPECT_EQ(open_tensors(folder_ / "out.safetensors")->find("model.layers.0.self_attn.v_proj.weight")->shape,
+            (std::vector<int64_t>{16, 32}));
   const Json report = convert(recipe, {.output = {.output = folder_ / "out.gguf", .format = "gguf"}});
   EXPECT_LT(report["verification"]["max_abs_logit_difference"].get<double>(), 1e-4);
   convert(recipe, {.output = {.output = out()}});
@@ -136,14 +144,16 @@ TEST_F(ConverterTest, AFailedRunLeavesNoOutputAndResumesWhenTheCauseIsGone) {
     const Json identity = [&] {
       Json record = JsonObject::from_file(folder_ / "whole" / "out" / "cinch.json").json();
       Json kept;
-      for (const char* key : {"version", "recipe", "source", "calibration", "output", "threads", "device"}) kept[key] = record[key];
+      for (const char* key : {"version", "recipe", "source", "calibration", "output", "threads", "device"})
+        kept[key] = record[key];
       return kept;
     }();
     PartialFolder partial(out(), identity, PartialFolder::Start::fresh);
     const auto source = open_tensors(folder_ / "whole" / "out");
     std::map<std::string, PartialFolder::StoredTensor> layer;
     for (const TensorInfo& info : source->tensors()) {
-      if (info.name.find("layers.0.self_attn") != std::string::npos) layer[info.name] = {info.dtype, to_torch(source->read(info.name), torch_dtype(info.dtype))};
+      if (info.name.find("layers.0.self_attn") != std::string::npos)
+        layer[info.name] = {info.dtype, to_torch(source->read(info.name), torch_dtype(info.dtype))};
     }
     partial.store_layer(0, layer, JsonObject::from_file(folder_ / "whole" / "out" / "cinch.json").json()["layers"][0]);
   }
@@ -171,16 +181,22 @@ TEST_F(ConverterTest, ResumeWithAnotherRecipeNamesTheDifference) {
 }
 
 TEST_F(ConverterTest, AGroupedSourceWithOddSizes) {
-  write_tiny_model(folder_ / "odd", {.layers = 3, .heads = 9, .kv_heads = 3, .head_dim = 6, .hidden = 54, .intermediate = 50, .vocab = 97}, 3);
-  const Json report = convert_model(ModelSource::open(folder_ / "odd"), recipe_for(ids(), "mqa", "mean"), {.output = {.output = out()}}).json;
+  write_tiny_model(
+      folder_ / "odd",
+      {.layers = 3, .heads = 9, .kv_heads = 3, .head_dim = 6, .hidden = 54, .intermediate = 50, .vocab = 97}, 3);
+  const Json report =
+      convert_model(ModelSource::open(folder_ / "odd"), recipe_for(ids(), "mqa", "mean"), {.output = {.output = out()}})
+          .json;
   EXPECT_NEAR(report["kv_ratio"].get<double>(), 1.0 / 3, 1e-12);
   EXPECT_LT(report["verification"]["max_abs_logit_difference"].get<double>(), 1e-4);
 }
 
 TEST_F(ConverterTest, BiasesAreConverted) {
   write_tiny_model(folder_ / "biased", {.family = "qwen2"}, 4);
-  convert_model(ModelSource::open(folder_ / "biased"), recipe_for(ids(), "gqa:2", "mean"), {.output = {.output = out()}});
-  EXPECT_EQ(ModelSource::open(out())->tensors().find("model.layers.0.self_attn.k_proj.bias")->shape, (std::vector<int64_t>{16}));
+  convert_model(ModelSource::open(folder_ / "biased"), recipe_for(ids(), "gqa:2", "mean"),
+                {.output = {.output = out()}});
+  EXPECT_EQ(ModelSource::open(out())->tensors().find("model.layers.0.self_attn.k_proj.bias")->shape,
+            (std::vector<int64_t>{16}));
 }
 
 }  // namespace

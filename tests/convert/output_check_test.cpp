@@ -16,12 +16,15 @@ namespace {
 
 class OutputCheckTest : public testing::Test {
  protected:
-  OutputCheckTest() : partial_((write_tiny_model(folder_ / "written", {.kv_heads = 2}), folder_ / "out"), Json::object(), PartialFolder::Start::fresh) {
+  OutputCheckTest()
+      : partial_((write_tiny_model(folder_ / "written", {.kv_heads = 2}), folder_ / "out"), Json::object(),
+                 PartialFolder::Start::fresh) {
     parse_target("gqa:2", recipe_);
     recipe_.method = "mean";
     plan_ = plan_conversion(ConfigOnlySource(tiny_config({})), recipe_, {.output = "out"});
     const auto source = ModelSource::open(folder_ / "written");
-    for (const TensorInfo& info : source->tensors().tensors()) digests_[info.name] = xxh3_hex(source->tensors().read(info.name).bytes);
+    for (const TensorInfo& info : source->tensors().tensors())
+      digests_[info.name] = xxh3_hex(source->tensors().read(info.name).bytes);
     for (int64_t layer = 0; layer < 2; ++layer) {
       const std::string name = fmt_name(layer);
       partial_.store_layer(layer, {{name, {Dtype::kF32, source->tensor(name, at::kFloat)}}}, Json::object());
@@ -29,9 +32,17 @@ class OutputCheckTest : public testing::Test {
     window_ = at::arange(20, at::kLong);
     logits_ = DecoderModel(source, at::kFloat).forward(window_.unsqueeze(0))[0].narrow(0, 0, 10).clone();
   }
-  static std::string fmt_name(int64_t layer) { return "model.layers." + std::to_string(layer) + ".self_attn.k_proj.weight"; }
+  static std::string fmt_name(int64_t layer) {
+    return "model.layers." + std::to_string(layer) + ".self_attn.k_proj.weight";
+  }
   VerificationResult check() const {
-    return check_output({.path = folder_ / "written", .format = "hf", .plan = plan_, .partial = partial_, .digests = digests_, .window = window_, .logits = logits_});
+    return check_output({.path = folder_ / "written",
+                         .format = "hf",
+                         .plan = plan_,
+                         .partial = partial_,
+                         .digests = digests_,
+                         .window = window_,
+                         .logits = logits_});
   }
 
   TempFolder folder_;

@@ -20,7 +20,8 @@ const Json kIdentity = {{"recipe", {{"method", "mean"}, {"seed", 0}}}, {"threads
 TEST(IdentityDifferences, NameEveryKeyThatChanged) {
   const Json now = {{"recipe", {{"method", "first"}, {"seed", 0}}}, {"threads", 2}, {"device", "cpu"}};
   EXPECT_THAT(identity_differences(kIdentity, now),
-              ElementsAre("device: was absent, now \"cpu\"", "recipe.method: was \"mean\", now \"first\"", "threads: was 1, now 2"));
+              ElementsAre("device: was absent, now \"cpu\"", "recipe.method: was \"mean\", now \"first\"",
+                          "threads: was 1, now 2"));
   EXPECT_TRUE(identity_differences(kIdentity, kIdentity).empty());
 }
 

@@ -18,7 +18,8 @@ TEST(LicenceOf, ReadsTheModelCardsHeader) {
   TempFolder folder;
   write_tiny_model(folder / "model", {});
   EXPECT_EQ(licence_of(*ModelSource::open(folder / "model")), "");
-  write_text(folder / "model" / "README.md", "---\nlanguage: en\nlicense: \"apache-2.0\"\n---\nlicense: not this one\n");
+  write_text(folder / "model" / "README.md",
+             "---\nlanguage: en\nlicense: \"apache-2.0\"\n---\nlicense: not this one\n");
   EXPECT_EQ(licence_of(*ModelSource::open(folder / "model")), "apache-2.0");
   write_text(folder / "model" / "README.md", "# no header\nlicense: mit\n");
   EXPECT_EQ(licence_of(*ModelSource::open(folder / "model")), "");
@@ -37,7 +38,8 @@ TEST(ModelCard, SaysWhereTheModelComesFrom) {
   recipe.calibration_window = 32;
   convert_model(ModelSource::open(folder / "model"), recipe, {.output = {.output = folder / "out"}});
   const std::string card = read_text(folder / "out" / "README.md");
-  for (const char* part : {"license: mit", "Converted from `model`", "`mean`", "text.ids", "| 4 | 1 |", "nats per token", "read back"}) {
+  for (const char* part :
+       {"license: mit", "Converted from `model`", "`mean`", "text.ids", "| 4 | 1 |", "nats per token", "read back"}) {
     EXPECT_THAT(card, HasSubstr(part));
   }
   // No times, no paths: the same inputs give the same bytes.

@@ -46,9 +46,11 @@ inline void write_tiny_model(const std::filesystem::path& folder, const TinyShap
   write_text(folder / "config.json", json.dump(2));
   const JsonObject view(json, "config.json");
   const ModelFamily& family = family_of_config(view);
-  const auto sink = checkpoint_format("safetensors").create({.path = folder / "model.safetensors", .metadata = {}, .shard_bytes = 0});
+  const auto sink =
+      checkpoint_format("safetensors").create({.path = folder / "model.safetensors", .metadata = {}, .shard_bytes = 0});
   std::vector<TensorInfo> infos;
-  for (const WeightSpec& weight : family.weights(family.parse(view))) infos.push_back({weight.name, shape.dtype, weight.shape, {}});
+  for (const WeightSpec& weight : family.weights(family.parse(view)))
+    infos.push_back({weight.name, shape.dtype, weight.shape, {}});
   sink->declare(infos);
   at::manual_seed(seed);
   for (const TensorInfo& info : infos) {
@@ -71,7 +73,9 @@ inline void write_tiny_ids(const std::filesystem::path& file, int64_t count, int
 /// A config without tensors: enough to plan.
 class ConfigOnlySource : public ModelSource {
  public:
-  explicit ConfigOnlySource(const Json& json) : family_(&family_of_config(JsonObject(json, "config.json"))), config_(family_->parse(JsonObject(json, "config.json"))) {}
+  explicit ConfigOnlySource(const Json& json)
+      : family_(&family_of_config(JsonObject(json, "config.json"))),
+        config_(family_->parse(JsonObject(json, "config.json"))) {}
   const std::filesystem::path& path() const override { return path_; }
   const ModelConfig& config() const override { return config_; }
   const ModelFamily& family() const override { return *family_; }

@@ -36,7 +36,8 @@ TEST(Plugin, AFileThatIsNoLibraryIsNamed) {
   EXPECT_THAT(message_of_opening(folder / "libtext.so"), HasSubstr("libtext.so"));
 }
 
-// Holds on every machine: without a plug-in, driver or device the reason is told; with one, it is described and measured.
+// Holds on every machine: without a plug-in, driver or device the reason is told; with one, it is described and
+// measured.
 TEST(Plugin, DevicesAreDescribedOrTheReasonIsTold) {
   try {
     for (const CinchCudaDevice& device : describe_cuda_devices()) {

@@ -36,7 +36,8 @@ TEST(EvalWindows, StrideScoresEveryTokenButTheFirstOnce) {
         }
       }
       EXPECT_EQ(scored[0], 0);
-      const int expected_gaps = stride == 17 ? static_cast<int>((n - 1) / 17) : 0;  // disjoint windows: their first tokens have no context
+      const int expected_gaps =
+          stride == 17 ? static_cast<int>((n - 1) / 17) : 0;  // disjoint windows: their first tokens have no context
       EXPECT_EQ(std::accumulate(scored.begin(), scored.end(), 0), n - 1 - expected_gaps) << n << " " << stride;
       for (const int count : scored) EXPECT_LE(count, 1);
     }

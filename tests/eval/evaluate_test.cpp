@@ -42,8 +42,10 @@ TEST_P(EvaluateGolden, EqualsTransformers) {
   near(fidelity.true_probability_change_rms, "change_rms");
   EXPECT_EQ(fidelity.tokens, report.perplexity.tokens);
 }
-INSTANTIATE_TEST_SUITE_P(Protocols, EvaluateGolden, testing::Values("ppl-gptq-48", "ppl-stride-40-16", "ppl-llamacpp-32"),
-                         [](const auto& test) { return std::string(test.param.substr(4, test.param.find('-', 4) - 4)); });
+INSTANTIATE_TEST_SUITE_P(Protocols, EvaluateGolden,
+                         testing::Values("ppl-gptq-48", "ppl-stride-40-16", "ppl-llamacpp-32"), [](const auto& test) {
+                           return std::string(test.param.substr(4, test.param.find('-', 4) - 4));
+                         });
 
 TEST(Evaluate, AModelIsItself) {
   EvalOptions options;
@@ -64,7 +66,8 @@ TEST(Evaluate, MeasuresTheCache) {
 }
 
 TEST(Evaluate, FloatEqualsDouble) {
-  EXPECT_NEAR(run("ppl-gptq-48", false).perplexity.mean_nll, run("ppl-gptq-48", false, at::kDouble).perplexity.mean_nll, 1e-6);
+  EXPECT_NEAR(run("ppl-gptq-48", false).perplexity.mean_nll, run("ppl-gptq-48", false, at::kDouble).perplexity.mean_nll,
+              1e-6);
 }
 
 TEST(Evaluate, MaxTokensCutsTheText) {

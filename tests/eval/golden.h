@@ -8,6 +8,8 @@
 namespace cinch {
 
 inline Json golden_eval() { return JsonObject::from_file(repo_file("tests/golden/eval/golden.json")).json(); }
-inline std::shared_ptr<ModelSource> golden_model(const std::string& name) { return ModelSource::open(repo_file("tests/golden/eval/" + name)); }
+inline std::shared_ptr<ModelSource> golden_model(const std::string& name) {
+  return ModelSource::open(repo_file("tests/golden/eval/" + name));
+}
 
 }  // namespace cinch

@@ -10,15 +10,16 @@ namespace cinch {
 namespace {
 
 TEST(Protocol, RoundTrips) {
-  for (const char* id : {"ppl-gptq-2048", "ppl-gptq-128", "ppl-stride-512-64", "ppl-llamacpp-512"}) EXPECT_EQ(parse_protocol(id).id(), id);
+  for (const char* id : {"ppl-gptq-2048", "ppl-gptq-128", "ppl-stride-512-64", "ppl-llamacpp-512"})
+    EXPECT_EQ(parse_protocol(id).id(), id);
   EXPECT_EQ(parse_protocol("gptq").id(), "ppl-gptq-2048");
   EXPECT_EQ(parse_protocol("ppl-stride-512").id(), "ppl-stride-512-128");
   EXPECT_EQ(parse_protocol("llamacpp").id(), "ppl-llamacpp-512");
 }
 
 TEST(Protocol, RefusesUnknownForms) {
-  for (const char* id : {"", "ppl", "foo", "ppl-gptq-x", "ppl-gptq-", "ppl-gptq-1", "ppl-gptq--5", "ppl-gptq-10-2", "ppl-stride-10-11", "ppl-stride-10-0",
-                         "ppl-gptq-99999999999999999999"}) {
+  for (const char* id : {"", "ppl", "foo", "ppl-gptq-x", "ppl-gptq-", "ppl-gptq-1", "ppl-gptq--5", "ppl-gptq-10-2",
+                         "ppl-stride-10-11", "ppl-stride-10-0", "ppl-gptq-99999999999999999999"}) {
     EXPECT_THROW(parse_protocol(id), UsageError) << id;
   }
 }

@@ -17,13 +17,15 @@ namespace fs = std::filesystem;
 constexpr int kMaxLines = 500;
 
 const std::map<std::string, int>& levels() {
-  static const std::map<std::string, int> map = {{"core", 1},    {"text", 2}, {"checkpoints", 2}, {"attention", 2}, {"model", 3},
-                                                 {"convert", 4}, {"eval", 4}, {"train", 5},       {"src", 6}};
+  static const std::map<std::string, int> map = {{"core", 1},      {"text", 2},  {"checkpoints", 2},
+                                                 {"attention", 2}, {"model", 3}, {"convert", 4},
+                                                 {"eval", 4},      {"train", 5}, {"src", 6}};
   return map;
 }
 
 bool is_source(const fs::path& path) {
-  return path.extension() == ".cpp" || path.extension() == ".h" || path.extension() == ".cu" || path.extension() == ".cuh";
+  return path.extension() == ".cpp" || path.extension() == ".h" || path.extension() == ".cu" ||
+         path.extension() == ".cuh";
 }
 
 std::vector<fs::path> sources_of(const std::string& folder) {
@@ -89,7 +91,8 @@ TEST(Layers, NoSourceIncludesAllOfTorch) {
 }
 
 TEST(Layers, FilesAreShort) {
-  for (const char* folder : {"core", "text", "checkpoints", "attention", "model", "convert", "eval", "train", "src", "tests"}) {
+  for (const char* folder :
+       {"core", "text", "checkpoints", "attention", "model", "convert", "eval", "train", "src", "tests"}) {
     for (const fs::path& file : sources_of(folder)) EXPECT_LE(lines_of(file).size(), size_t{kMaxLines}) << file;
   }
 }

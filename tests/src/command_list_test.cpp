@@ -42,12 +42,14 @@ std::vector<std::string> names() {
   for (const Command& command : commands()) result.push_back(command.name);
   return result;
 }
-INSTANTIATE_TEST_SUITE_P(Commands, EveryCommand, testing::ValuesIn(names()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Commands, EveryCommand, testing::ValuesIn(names()),
+                         [](const auto& test) { return test.param; });
 
 TEST(CommandList, HoldsEveryCommandOnce) {
   const auto list = names();
   EXPECT_EQ(std::set<std::string>(list.begin(), list.end()).size(), list.size());
-  for (const char* name : {"inspect", "plan", "convert", "eval", "generate", "export", "tokenize", "verify", "doctor", "completion"}) {
+  for (const char* name :
+       {"inspect", "plan", "convert", "eval", "generate", "export", "tokenize", "verify", "doctor", "completion"}) {
     EXPECT_THAT(list, testing::Contains(name));
   }
 }

@@ -20,11 +20,13 @@ TEST_P(Completion, KnowsEveryCommandAndFlag) {
   for (const CLI::App* command : app.get_subcommands({})) {
     EXPECT_THAT(outcome.out, HasSubstr(command->get_name()));
     for (const CLI::Option* option : command->get_options({})) {
-      for (const std::string& name : option->get_lnames()) EXPECT_THAT(outcome.out, HasSubstr((GetParam() == "fish" ? "-l " : "--") + name));
+      for (const std::string& name : option->get_lnames())
+        EXPECT_THAT(outcome.out, HasSubstr((GetParam() == "fish" ? "-l " : "--") + name));
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(Shells, Completion, testing::Values("bash", "zsh", "fish"), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Shells, Completion, testing::Values("bash", "zsh", "fish"),
+                         [](const auto& test) { return test.param; });
 
 TEST(CompletionCommand, BashCompletes) {
   const TempFolder folder;
@@ -32,8 +34,9 @@ TEST(CompletionCommand, BashCompletes) {
   write_text(script, run_cinch({"completion", "bash"}).out);
   const auto complete = [&](const std::string& words, int index) {
     const std::string result = (folder / "result").string();
-    const std::string command = "bash -c 'source " + script + "; COMP_WORDS=(" + words + "); COMP_CWORD=" + std::to_string(index) +
-                                "; _cinch; echo \"${COMPREPLY[@]}\" > " + result + "'";
+    const std::string command = "bash -c 'source " + script + "; COMP_WORDS=(" + words +
+                                "); COMP_CWORD=" + std::to_string(index) + "; _cinch; echo \"${COMPREPLY[@]}\" > " +
+                                result + "'";
     EXPECT_EQ(std::system(command.c_str()), 0);
     return read_text(result);
   };

@@ -34,7 +34,8 @@ std::string stories() { return repo_file("examples/stories260K").string(); }
 TEST(PlanCommand, PrintsATableAndJson) {
   const Outcome text = cinch({"plan", stories(), "--to", "gqa:2", "--method", "mean"});
   EXPECT_EQ(text.code, 0) << text.err;
-  for (const char* part : {"KV heads per layer", "50.0 %", "llama.cpp", "loads"}) EXPECT_THAT(text.out, HasSubstr(part));
+  for (const char* part : {"KV heads per layer", "50.0 %", "llama.cpp", "loads"})
+    EXPECT_THAT(text.out, HasSubstr(part));
   const Outcome json = cinch({"plan", stories(), "--to", "mqa", "--method", "mean", "--json"});
   EXPECT_EQ(parse_json(json.out, "stdout")["kv_ratio"], 0.25);
 }
@@ -54,7 +55,8 @@ TEST(ConvertCommand, ConvertsTheBundledModel) {
   const Outcome json = cinch({"convert", stories(), out, "--to", "gqa:2", "--method", "mean", "--json"});
   ASSERT_EQ(json.code, 0) << json.err;
   const Json report = parse_json(json.out, "stdout");
-  for (const char* key : {"output", "kv_ratio", "seconds", "peak_memory_bytes", "layers", "verification"}) EXPECT_TRUE(report.contains(key)) << key;
+  for (const char* key : {"output", "kv_ratio", "seconds", "peak_memory_bytes", "layers", "verification"})
+    EXPECT_TRUE(report.contains(key)) << key;
   EXPECT_EQ(report["layers"].size(), 5u);
   const Outcome again = cinch({"convert", stories(), out, "--to", "gqa:2", "--method", "mean"});
   EXPECT_EQ(again.code, 2);
@@ -65,12 +67,14 @@ TEST(ConvertCommand, ConvertsTheBundledModel) {
 
 TEST(ConvertCommand, DryRunWritesNothing) {
   TempFolder folder;
-  EXPECT_EQ(cinch({"convert", stories(), (folder / "out").string(), "--to", "mqa", "--method", "mean", "--dry-run"}).code, 0);
+  EXPECT_EQ(
+      cinch({"convert", stories(), (folder / "out").string(), "--to", "mqa", "--method", "mean", "--dry-run"}).code, 0);
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
 TEST(ConvertCommand, ARecipeIsTheSameAsFlags) {
-  const Outcome recipe = cinch({"convert", "model", "out", "--config", repo_file("configs/smollm2-135m-mqa.toml").string(), "--print-config"});
+  const Outcome recipe = cinch(
+      {"convert", "model", "out", "--config", repo_file("configs/smollm2-135m-mqa.toml").string(), "--print-config"});
   EXPECT_EQ(recipe.code, 0) << recipe.err;
   EXPECT_THAT(recipe.out, HasSubstr("to = \"mqa\""));
 }

@@ -41,8 +41,9 @@ std::unique_ptr<Parsed> parse(std::vector<std::string> args) {
 TEST(ConvertOptions, FlagsBecomeARecipe) {
   TempFolder folder;
   write_text(folder / "a.txt", "a");
-  const auto parsed = parse({"--to", "gqa:2", "--method", "mean", "--layers", "0-1,4", "--calibration", (folder / "a.txt").string() + ":3", "--no-refit",
-                             "--refit-lambdas", "0.5", "1", "--search-groups", "false"});
+  const auto parsed = parse({"--to", "gqa:2", "--method", "mean", "--layers", "0-1,4", "--calibration",
+                             (folder / "a.txt").string() + ":3", "--no-refit", "--refit-lambdas", "0.5", "1",
+                             "--search-groups", "false"});
   const ConversionRecipe recipe = recipe_of_flags(parsed->flags);
   EXPECT_EQ(recipe.n_kv_heads, 2);
   EXPECT_EQ(recipe.layers, (std::vector<int64_t>{0, 1, 4}));

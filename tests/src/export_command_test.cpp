@@ -7,7 +7,8 @@ namespace cinch {
 namespace {
 
 double perplexity(const std::string& model) {
-  const Outcome outcome = run_cinch({"eval", model, "--text", repo_file("examples/stories/test.txt").string(), "--max-tokens", "600", "--window", "100", "--json", "-q"});
+  const Outcome outcome = run_cinch({"eval", model, "--text", repo_file("examples/stories/test.txt").string(),
+                                     "--max-tokens", "600", "--window", "100", "--json", "-q"});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   return outcome.code == 0 ? outcome.json()["perplexity"]["value"].get<double>() : 0;
 }
@@ -17,7 +18,10 @@ class ExportFormat : public testing::TestWithParam<std::string> {};
 TEST_P(ExportFormat, KeepsTheFunctionAndRefusesToReplace) {
   const TempFolder folder;
   const std::string format = GetParam();
-  const std::string out = (folder / (format == "gguf" ? "out.gguf" : format == "safetensors" ? "out.safetensors" : "out")).string();
+  const std::string out = (folder / (format == "gguf"          ? "out.gguf"
+                                     : format == "safetensors" ? "out.safetensors"
+                                                               : "out"))
+                              .string();
   const Outcome outcome = run_cinch({"export", stories_model(), out, "--format", format, "--json", "-q"});
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_EQ(outcome.json()["output"], out);
@@ -30,13 +34,19 @@ TEST_P(ExportFormat, KeepsTheFunctionAndRefusesToReplace) {
   EXPECT_THAT(again.err, testing::HasSubstr("--force"));
   EXPECT_EQ(run_cinch({"export", stories_model(), out, "--format", format, "--force", "-q"}).code, 0);
 }
-INSTANTIATE_TEST_SUITE_P(Formats, ExportFormat, testing::Values("hf", "gguf", "hdf5", "safetensors"), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Formats, ExportFormat, testing::Values("hf", "gguf", "hdf5", "safetensors"),
+                         [](const auto& test) { return test.param; });
 
 TEST(ExportCommand, HalfPrecisionHalvesTheFile) {
   const TempFolder folder;
   ASSERT_EQ(run_cinch({"export", stories_model(), (folder / "full").string(), "--format", "hf", "-q"}).code, 0);
-  ASSERT_EQ(run_cinch({"export", stories_model(), (folder / "half").string(), "--format", "hf", "--dtype", "bf16", "-q"}).code, 0);
-  const auto size = [&](const char* name) { return static_cast<double>(std::filesystem::file_size(folder / name / "model.safetensors")); };
+  ASSERT_EQ(
+      run_cinch({"export", stories_model(), (folder / "half").string(), "--format", "hf", "--dtype", "bf16", "-q"})
+          .code,
+      0);
+  const auto size = [&](const char* name) {
+    return static_cast<double>(std::filesystem::file_size(folder / name / "model.safetensors"));
+  };
   EXPECT_NEAR(size("half") / size("full"), 0.5, 0.02);
   EXPECT_EQ(run_cinch({"inspect", (folder / "half").string(), "--json"}).json()["dtype"], "bfloat16");
 }

@@ -24,7 +24,9 @@ TEST(GenerateCommand, StreamsTheTextOfItsIds) {
 }
 
 TEST(GenerateCommand, SeedsDecideTheSample) {
-  const auto sample = [](const std::string& seed) { return run_cinch(arguments({"-n", "20", "--temperature", "1", "--seed", seed})).out; };
+  const auto sample = [](const std::string& seed) {
+    return run_cinch(arguments({"-n", "20", "--temperature", "1", "--seed", seed})).out;
+  };
   EXPECT_EQ(sample("1"), sample("1"));
   EXPECT_NE(sample("1"), sample("2"));
 }

@@ -14,7 +14,8 @@ TEST(InspectCommand, JsonKeys) {
   EXPECT_EQ(json["architecture"], "LlamaForCausalLM");
   EXPECT_EQ(json["n_layers"], 2);
   ASSERT_EQ(json["layers"].size(), 2u);
-  for (const char* key : {"kind", "n_heads", "n_kv_heads", "head_dim", "kv_lora_rank", "qk_rope_head_dim", "kv_elements"}) {
+  for (const char* key :
+       {"kind", "n_heads", "n_kv_heads", "head_dim", "kv_lora_rank", "qk_rope_head_dim", "kv_elements"}) {
     EXPECT_TRUE(json["layers"][0].contains(key)) << key;
   }
   EXPECT_EQ(json["layers"][0]["n_heads"], 9);

@@ -26,8 +26,9 @@ TEST(Recipe, KeysAreOptionsAndFlagsWin) {
 TEST(Recipe, PrintedRecipesReadBack) {
   const TempFolder folder;
   const std::string file = (folder / "r.toml").string();
-  const std::vector<std::string> flags = {"convert",       "in put", "out", "--to", "gqa:2", "--calibration", "a b.txt:2", "--calibration", "c.jsonl",
-                                          "--no-refit", "--seed", "5",   "--print-config"};
+  const std::vector<std::string> flags = {"convert",       "in put",    "out",           "--to",    "gqa:2",
+                                          "--calibration", "a b.txt:2", "--calibration", "c.jsonl", "--no-refit",
+                                          "--seed",        "5",         "--print-config"};
   const Outcome first = run_cinch(flags);
   ASSERT_EQ(first.code, 0) << first.err;
   write_text(file, first.out);

@@ -17,7 +17,9 @@ TEST(TokenizeCommand, WritesWhatEvalReads) {
   EXPECT_EQ(dataset.vocab_size, 512);
   EXPECT_EQ(dataset.tokenizer_digest.size(), 64u);
   const auto perplexity = [&](const std::string& input) {
-    return run_cinch({"eval", stories_model(), "--text", input, "--max-tokens", "600", "--window", "100", "--json", "-q"}).json()["perplexity"]["value"];
+    return run_cinch(
+               {"eval", stories_model(), "--text", input, "--max-tokens", "600", "--window", "100", "--json", "-q"})
+        .json()["perplexity"]["value"];
   };
   EXPECT_EQ(perplexity(out), perplexity(text));
   const Outcome again = run_cinch({"tokenize", text, out, "--model", stories_model()});

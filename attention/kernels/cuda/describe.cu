@@ -1,4 +1,5 @@
-// What `cinch doctor` says about CUDA devices. No LibTorch header here: compiles in seconds, talks through core/cuda_abi.h.
+// What `cinch doctor` says about CUDA devices. No LibTorch header here: compiles in seconds, talks through
+// core/cuda_abi.h.
 #include <cuda_runtime.h>
 #include <stdio.h>
 
@@ -41,7 +42,8 @@ cudaError_t measure_copy(int blocks, size_t bytes, double& bytes_per_second) {
   bytes_per_second = 0;
   for (int i = 0; i < kRuns && status == cudaSuccess; ++i) {
     cudaEventRecord(run.begin);
-    copy_kernel<<<blocks, kThreads>>>(static_cast<const uint4*>(run.from), static_cast<uint4*>(run.to), bytes / sizeof(uint4));
+    copy_kernel<<<blocks, kThreads>>>(static_cast<const uint4*>(run.from), static_cast<uint4*>(run.to),
+                                      bytes / sizeof(uint4));
     cudaEventRecord(run.end);
     status = cudaGetLastError();
     if (status == cudaSuccess) status = cudaEventSynchronize(run.end);
