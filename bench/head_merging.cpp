@@ -1,16 +1,17 @@
 // Quality of head merging on token windows read from raw int32 files, one line per setting: for measuring a method
 // without the program around it.
 //
-//   head_merging MODEL CALIBRATION.bin WINDOW CALIBRATION_WINDOWS HELD_OUT TEST.bin[,TEST.bin...] TEST_WINDOWS METHOD
+//   head_merging MODEL CALIBRATION.bin WINDOW CALIBRATION_WINDOWS VALIDATION TEST.bin[,TEST.bin...] TEST_WINDOWS METHOD
 //   HEADS [key=value ...]
 //
-// HELD_OUT windows, evenly spread, are kept out of every fit. Keys: refit=on|off|auto, lambdas=a:b:c, fisher=N,
-// groups=0|1, tail=X, lag=N. Prints perplexity, KL to the original and top-1 agreement with standard errors over
-// windows.
+// VALIDATION of the calibration windows, evenly spread, choose groups and dampings. Keys: refit=on|off|auto,
+// lambdas=a:b:c, fisher=N, groups=0|1, tail=X, lag=N. Prints perplexity, KL to the original and top-1 agreement with
+// standard errors over windows.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
@@ -93,7 +94,7 @@ void report(const std::string& name, const LayerStream& teacher, const std::vect
 
 void run(const std::vector<std::string>& args) {
   const auto source = ModelSource::open(args.at(1));
-  const int64_t length = std::stoll(args.at(3)), held = std::stoll(args.at(5)), tests = std::stoll(args.at(7));
+  const int64_t length = std::stoll(args.at(3)), validation = std::stoll(args.at(5)), tests = std::stoll(args.at(7));
   const at::Tensor calibration = read_windows(args.at(2), length, std::stoll(args.at(4)));
   ConversionRecipe recipe;
   recipe.method = args.at(8);
@@ -111,8 +112,12 @@ void run(const std::vector<std::string>& args) {
     test_teachers.emplace_back(source, test_windows.back(), LayerStream::Options{});
     test_students.push_back(test_teachers.back().hidden().clone());
   }
-  std::vector<int64_t> held_out;
-  for (int64_t i = 0; i < held; ++i) held_out.push_back((2 * i + 1) * calibration.size(0) / (2 * held));
+  WindowRoles roles;  // nothing is held out: this program measures on texts of its own
+  for (int64_t i = 0; i < validation; ++i)
+    roles.validation.push_back((2 * i + 1) * calibration.size(0) / (2 * validation));
+  for (int64_t w = 0; w < calibration.size(0); ++w) {
+    if (!std::binary_search(roles.validation.begin(), roles.validation.end(), w)) roles.fit.push_back(w);
+  }
   const Transform& method = transform(recipe.method);
   double solving = 0;
   for (int64_t l = 0; l < source->config().n_layers; ++l) {
@@ -124,7 +129,7 @@ void run(const std::vector<std::string>& args) {
     problem.weights = layer.attention().weights();
     problem.teacher = teacher.hidden();
     problem.student = student;
-    problem.held_out = held_out;
+    problem.windows = roles;
     problem.attention_input = [&](const at::Tensor& h) { return layer.attention_input(h); };
     problem.attention_residual = [&](const at::Tensor& y) { return layer.attention_residual(y); };
     const double start = seconds();
@@ -149,16 +154,6 @@ void run(const std::vector<std::string>& args) {
   const auto names = split(args.at(6), ',');
   for (size_t i = 0; i < test_teachers.size(); ++i)
     report(names[i], test_teachers[i], {test_students[i]}, test_windows[i]);
-  if (held > 0) {
-    at::Tensor kept = at::tensor(held_out, at::kLong);
-    Statistic kl;
-    for (const int64_t w : held_out) {
-      const at::Tensor before = at::log_softmax(teacher.trunk().logits(teacher.hidden()[w]), -1);
-      const at::Tensor after = at::log_softmax(teacher.trunk().logits(student[w]), -1);
-      kl.add((before.exp() * (before - after)).sum(-1).mean().item<double>());
-    }
-    fmt::print("  held-out calibration          KL {:.4f} +- {:.4f}\n", kl.mean(), kl.error());
-  }
 }
 
 }  // namespace

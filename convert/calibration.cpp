@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 #include <numeric>
 #include <random>
 
@@ -14,10 +13,15 @@
 namespace cinch {
 namespace {
 
-constexpr int64_t kMostHeldOut = 8;
 constexpr int64_t kPlainWindows = 4;  // for methods that fit nothing: enough to measure on
 constexpr int64_t kSyntheticWindows = 2;
 constexpr int64_t kSyntheticLength = 64;
+
+std::vector<int64_t> all_of(const at::Tensor& windows) {
+  std::vector<int64_t> all(static_cast<size_t>(windows.size(0)));
+  std::iota(all.begin(), all.end(), int64_t{0});
+  return all;
+}
 
 /// Lets pre-tokenised files calibrate a model that has no tokenizer.
 class IdsOnly : public Tokenizer {
@@ -91,32 +95,6 @@ std::vector<CorpusSpec> bundled_sources(const std::filesystem::path& folder) {
   return sources;
 }
 
-std::vector<int64_t> choose_held_out(const std::vector<size_t>& sources) {
-  const auto windows = static_cast<int64_t>(sources.size());
-  const int64_t count = std::min(kMostHeldOut, windows / 4);
-  std::map<size_t, std::vector<int64_t>> of_source;
-  for (int64_t w = 0; w < windows; ++w) of_source[sources[static_cast<size_t>(w)]].push_back(w);
-  // Shares first, each time one more for the source that has the smallest part of its windows held out.
-  std::map<size_t, int64_t> shares;
-  for (int64_t i = 0; i < count; ++i) {
-    const auto part = [&](size_t source) {
-      return static_cast<double>(shares[source]) / static_cast<double>(of_source[source].size());
-    };
-    const auto next = std::min_element(of_source.begin(), of_source.end(),
-                                       [&](const auto& a, const auto& b) { return part(a.first) < part(b.first); });
-    ++shares[next->first];
-  }
-  std::vector<int64_t> chosen;
-  for (const auto& [source, share] : shares) {
-    const std::vector<int64_t>& own = of_source[source];
-    for (int64_t i = 0; i < share; ++i) {
-      chosen.push_back(own[static_cast<size_t>(2 * i + 1) * own.size() / static_cast<size_t>(2 * share)]);
-    }
-  }
-  std::sort(chosen.begin(), chosen.end());
-  return chosen;
-}
-
 Json CalibrationSet::provenance() const {
   Json files = Json::array();
   for (const CorpusSpec& spec : sources) {
@@ -131,7 +109,8 @@ Json CalibrationSet::provenance() const {
           {"files", files},
           {"windows", windows.size(0)},
           {"window", windows.size(1)},
-          {"held_out", held_out},
+          {"validation", roles.validation},
+          {"held_out", roles.held_out},
           {"tokens_xxh3", xxh3_hex({ids, static_cast<size_t>(windows.numel()) * sizeof(int64_t)})}};
 }
 
@@ -164,11 +143,7 @@ CalibrationSet load_calibration(const ModelSource& source, const ConversionRecip
   });
   set.windows = to_tensor(windows);
   check_vocabulary(set.windows, source.config().vocab_size);
-  set.held_out = choose_held_out(windows.sources);
-  if (!needs_text) {
-    set.held_out.resize(static_cast<size_t>(set.windows.size(0)));
-    std::iota(set.held_out.begin(), set.held_out.end(), 0);
-  }
+  set.roles = needs_text ? choose_roles(windows.sources) : WindowRoles{.held_out = all_of(set.windows)};
   return set;
 }
 

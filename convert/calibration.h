@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "convert/conversion_recipe.h"
+#include "convert/window_roles.h"
 #include "core/json.h"
 #include "model/model_source.h"
 
@@ -16,7 +17,7 @@ namespace cinch {
 
 struct CalibrationSet {
   at::Tensor windows;               // (W, T) int64
-  std::vector<int64_t> held_out;    // windows kept out of every fit; all of them for methods that fit nothing
+  WindowRoles roles;                // every window is held out for methods that fit nothing; empty when `synthetic`
   std::vector<CorpusSpec> sources;  // files used; empty when `synthetic`
   bool bundled = false;             // the mixture that comes with cinch
   bool synthetic = false;           // no text at hand: arbitrary tokens, good for verification only
@@ -25,9 +26,6 @@ struct CalibrationSet {
 
 /// Every .txt and .jsonl of the folder in name order, equal weights.
 std::vector<CorpusSpec> bundled_sources(const std::filesystem::path& folder);
-
-/// At most 8 windows, one in four or fewer, spread evenly over each source and over the sources (one index per window).
-std::vector<int64_t> choose_held_out(const std::vector<size_t>& sources);
 
 /// `needs_text`: the method fits on activations. Throws ConfigError when the text is too short and UsageError when
 /// there is none.

@@ -23,11 +23,11 @@ struct ConversionRecipe {
   int64_t n_kv_heads = 0;               // target heads, from "gqa:N" or "mqa"
   std::string method = "aligned";       // aligned, procrustes, mean, first
   std::vector<CorpusSpec> calibration;  // empty: the bundled mixture
-  int64_t calibration_tokens = 16384;
+  int64_t calibration_tokens = 18432;   // in all: an eighth of the windows only measures
   int64_t calibration_window = 512;
   std::vector<int64_t> layers;  // converted layers, sorted; empty = all (a stock class needs all layers alike)
   RefitMode refit = RefitMode::automatic;
-  std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1};  // chosen among by held-out windows
+  std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1};  // chosen among by the validation windows
   int64_t fisher_rounds = 2;                               // rounds of (key refit, query refit)
   double lag_tail = 0.25;                                  // share of the 1/(D+1) tail in the lag weights
   int64_t lag_context = 0;                                 // furthest lag weighted; 0 = 8 x the calibration window

@@ -80,7 +80,7 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   problem.weights = original.attention().weights();
   problem.teacher = teacher_.hidden();
   problem.student = student_;
-  problem.held_out = in_.calibration.held_out;
+  problem.windows = in_.calibration.roles;
   problem.attention_input = [&](const at::Tensor& h) { return original.attention_input(h); };
   problem.attention_residual = [&](const at::Tensor& out) { return original.attention_residual(out); };
   problem.output_bias_allowed = target.layers[index].output_bias;
@@ -154,7 +154,7 @@ HeldOutLoss ConversionRun::held_out_loss() const {
   if (in_.calibration.synthetic) return loss;
   const at::Tensor& teacher = teacher_.hidden();
   ChunkLoss sum;
-  for (const int64_t window : in_.calibration.held_out) {
+  for (const int64_t window : in_.calibration.roles.held_out) {
     const int64_t scored = teacher.size(1) - 1;
     for (int64_t first = 0; first < scored; first += kLogitTokens) {
       const int64_t count = std::min(kLogitTokens, scored - first);

@@ -52,8 +52,8 @@ std::string calibration_text(const CalibrationSet& calibration) {
 std::string loss_section(const HeldOutLoss& loss) {
   if (loss.tokens == 0) return "Not measured: there was no text at hand. `cinch eval` measures it.\n";
   return fmt::format(
-      "On {} calibration tokens that no fit but the last one of o_proj has seen (a hint, better than new text, not a "
-      "benchmark; `cinch eval` measures properly):\n\n"
+      "On {} calibration tokens that no fit and no choice has seen (a hint from few tokens; `cinch eval` measures "
+      "properly):\n\n"
       "| | original | converted |\n|---|---|---|\n"
       "| loss, nats per token | {:.4f} | {:.4f} |\n| perplexity | {:.3f} | {:.3f} |\n\n"
       "Mean KL(original, converted): {:.4f} nats per token.\n",

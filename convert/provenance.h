@@ -14,8 +14,8 @@
 
 namespace cinch {
 
-/// Loss on the held-out calibration windows, of the original and of the converted model. With an output refit it is
-/// better than on new text: the refit ends on all windows.
+/// Loss on the held-out calibration windows, which no fit and no choice has seen, of the original and of the converted
+/// model.
 struct HeldOutLoss {
   int64_t tokens = 0;                    // 0: not measured (no text)
   double nll_before = 0, nll_after = 0;  // nats per token

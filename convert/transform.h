@@ -9,6 +9,7 @@
 
 #include "attention/grouped_query_attention.h"
 #include "convert/conversion_recipe.h"
+#include "convert/window_roles.h"
 
 namespace cinch {
 
@@ -16,12 +17,12 @@ namespace cinch {
 /// fp64.
 struct LayerProblem {
   int64_t layer = 0;
-  AttentionSpec source;           // K source KV heads
-  AttentionSpec target;           // fewer
-  GroupedQueryWeights weights;    // of the source
-  at::Tensor teacher;             // (W, T, E) residual stream before this layer in the original model
-  at::Tensor student;             // (W, T, E) the same in the converted model so far
-  std::vector<int64_t> held_out;  // windows kept out of every fit, for choosing lambdas and groups
+  AttentionSpec source;         // K source KV heads
+  AttentionSpec target;         // fewer
+  GroupedQueryWeights weights;  // of the source
+  at::Tensor teacher;           // (W, T, E) residual stream before this layer in the original model
+  at::Tensor student;           // (W, T, E) the same in the converted model so far
+  WindowRoles windows;
   std::function<at::Tensor(const at::Tensor&)> attention_input;  // the layer's input norm, (.., E) -> (.., E)
   /// Attention's contribution to the residual stream from the o_proj output (identity unless the family has sandwich
   /// norms).
@@ -34,10 +35,11 @@ struct LayerSolution {
   std::vector<int64_t> head_order;  // (H) source query head at each target position
   double kept_energy_k = 1.0;       // share of query-weighted key energy that the shared heads keep
   double kept_energy_v = 1.0;
-  double output_error_before_refit = 0;  // relative error of the attention output on held-out windows (teacher stream)
-  double output_error = 0;               // after the W_O refit
-  double refit_lambda = 0;               // 0: no refit
-  std::vector<std::string> warnings;     // what was approximated (QK-norm)
+  double output_error_before_refit =
+      0;                              // relative error of the attention output on windows.measured() (teacher stream)
+  double output_error = 0;            // after the W_O refit
+  double refit_lambda = 0;            // 0: no refit
+  std::vector<std::string> warnings;  // what was approximated (QK-norm)
 };
 
 class Transform {

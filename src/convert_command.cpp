@@ -32,8 +32,7 @@ std::string to_text(const Json& report) {
   const Json& loss = report["held_out"];
   if (loss.is_object()) {
     text += fmt::format(
-        "\nCalibration windows kept out of all fits but the last of o_proj ({} tokens): loss {:.4f} -> {:.4f} nats, KL "
-        "{:.4f}\n",
+        "\nOn {} held-out calibration tokens, which no fit has seen: loss {:.4f} -> {:.4f} nats, KL {:.4f}\n",
         loss["tokens"].get<int64_t>(), loss["nll_before"].get<double>(), loss["nll_after"].get<double>(),
         loss["kl"].get<double>());
   }

@@ -33,7 +33,9 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
                   "Text or token ids to fit on (.txt, .jsonl, folder, .npy, .h5), with its share of the tokens; "
                   "default: the bundled mixture")
       ->type_name("FILE[:WEIGHT]");
-  command.add_option("--calibration-tokens", flags.recipe.calibration_tokens, "Tokens to fit on")
+  command
+      .add_option("--calibration-tokens", flags.recipe.calibration_tokens,
+                  "Tokens to read, an eighth of them only to measure on")
       ->capture_default_str()
       ->type_name("INT");
   command.add_option("--calibration-window", flags.recipe.calibration_window, "Tokens per window")

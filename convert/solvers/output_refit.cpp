@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "convert/solvers/linear_algebra.h"
 #include "convert/solvers/source_heads.h"
@@ -38,12 +37,6 @@ struct Normal {
   }
 };
 
-std::vector<int64_t> all_windows(const LayerProblem& problem) {
-  std::vector<int64_t> result(problem.teacher.size(0));
-  std::iota(result.begin(), result.end(), int64_t{0});
-  return result;
-}
-
 /// The change (n, E) for one lambda. Features are shrunk in proportion to the mean power of those that share their KV
 /// head, so that the scale of its values, which is free, does not matter; the bias row, the last where there is one, is
 /// not shrunk.
@@ -65,8 +58,7 @@ OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights&
   const at::Tensor gain = path.gain.to(problem.teacher.options());
   const bool bias = merged.o_bias.defined();
   const int64_t kv_heads = problem.target.n_kv_heads;
-  Normal fit, held_out;
-  for (const int64_t w : all_windows(problem)) {
+  const auto add_window = [&](int64_t w, Normal& normal) {
     const at::Tensor h = problem.teacher[w], student = problem.student[w];
     const at::Tensor y = original.forward(problem.attention_input(h).unsqueeze(0), 0, 0, nullptr).squeeze(0);
     const at::Tensor factor = residual_factor(problem, path, y);
@@ -75,31 +67,34 @@ OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights&
         converted.head_outputs(problem.attention_input(student).unsqueeze(0), 0, 0, nullptr).squeeze(0);
     const at::Tensor error = goal - converted.output(features);
     if (bias) features = at::cat({features, at::ones({features.size(0), 1}, features.options())}, 1);
-    const bool out = std::find(problem.held_out.begin(), problem.held_out.end(), w) != problem.held_out.end();
-    (out ? held_out : fit).add(features, error, goal, token_weights(h, factor));
-  }
-  const Normal& judge = held_out.gram.defined() ? held_out : fit;
-  OutputRefit best{.o_proj = merged.o_proj, .o_bias = merged.o_bias, .lambda = 0, .held_out_loss = judge.residual};
+    normal.add(features, error, goal, token_weights(h, factor));
+  };
+  Normal fit, validation;
+  for (const int64_t w : problem.windows.fit) add_window(w, fit);
+  for (const int64_t w : problem.windows.validation) add_window(w, validation);
+  const Normal& judge = validation.gram.defined() ? validation : fit;
+  OutputRefit best{.o_proj = merged.o_proj, .o_bias = merged.o_bias, .lambda = 0, .loss = judge.residual};
   for (const double lambda : lambdas) {
     const double loss = judge.loss(solve(fit, lambda, kv_heads, bias));
-    if (loss < best.held_out_loss) {
-      best.held_out_loss = loss;
+    if (loss < best.loss) {
+      best.loss = loss;
       best.lambda = lambda;
     }
   }
-  best.held_out_loss /= std::max(judge.target, 1e-300);
+  best.loss /= std::max(judge.target, 1e-300);
   if (best.lambda == 0) return best;
-  if (held_out.gram.defined()) fit.add(held_out);
+  if (validation.gram.defined()) fit.add(validation);
   const at::Tensor rows = solve(fit, best.lambda, kv_heads, bias).to(merged.o_proj.options());
   best.o_proj = merged.o_proj + rows.slice(0, 0, merged.o_proj.size(1)).transpose(0, 1);
   if (bias) best.o_bias = merged.o_bias + rows[merged.o_proj.size(1)];
   return best;
 }
 
-double attention_output_error(const LayerProblem& problem, const GroupedQueryWeights& merged) {
+double attention_output_error(const LayerProblem& problem, const GroupedQueryWeights& merged,
+                              const std::vector<int64_t>& windows) {
   const GroupedQueryAttention original(problem.source, problem.weights), converted(problem.target, merged);
   double error = 0, power = 0;
-  for (const int64_t w : problem.held_out.empty() ? all_windows(problem) : problem.held_out) {
+  for (const int64_t w : windows) {
     const at::Tensor x = problem.attention_input(problem.teacher[w]).unsqueeze(0);
     const at::Tensor y = original.forward(x, 0, 0, nullptr);
     error += (converted.forward(x, 0, 0, nullptr) - y).square().sum().item<double>();

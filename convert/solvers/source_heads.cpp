@@ -69,10 +69,6 @@ SourceHeads reordered(const SourceHeads& heads, const std::vector<int64_t>& orde
 }
 
 HeadStream::HeadStream(const LayerProblem& problem, const SourceHeads& heads) : problem_(&problem), heads_(&heads) {
-  for (int64_t w = 0; w < problem.teacher.size(0); ++w) {
-    const bool out = std::find(problem.held_out.begin(), problem.held_out.end(), w) != problem.held_out.end();
-    (out ? held_out_ : fit_).push_back(w);
-  }
   projection_ = at::cat({heads.q.flatten(0, 1), heads.k.flatten(0, 1), heads.v.flatten(0, 1)}, 0)
                     .transpose(0, 1)
                     .to(options())
@@ -82,10 +78,10 @@ HeadStream::HeadStream(const LayerProblem& problem, const SourceHeads& heads) : 
 }
 
 std::vector<int64_t> HeadStream::some_fit(int64_t count) const {
-  const auto n = static_cast<int64_t>(fit_.size());
+  const auto n = static_cast<int64_t>(fit().size());
   count = std::min(count, n);
   std::vector<int64_t> result;
-  for (int64_t i = 0; i < count; ++i) result.push_back(fit_[i * n / count]);
+  for (int64_t i = 0; i < count; ++i) result.push_back(fit()[i * n / count]);
   return result;
 }
 

@@ -40,9 +40,8 @@ class HeadStream {
  public:
   HeadStream(const LayerProblem& problem, const SourceHeads& heads);
 
-  /// Windows that fits may use, and those kept out.
-  const std::vector<int64_t>& fit() const { return fit_; }
-  const std::vector<int64_t>& held_out() const { return held_out_; }
+  /// Windows that fits may use.
+  const std::vector<int64_t>& fit() const { return problem_->windows.fit; }
   /// At most `count` windows to fit on, evenly spread.
   std::vector<int64_t> some_fit(int64_t count) const;
 
@@ -59,7 +58,6 @@ class HeadStream {
  private:
   const LayerProblem* problem_;
   const SourceHeads* heads_;
-  std::vector<int64_t> fit_, held_out_;
   at::Tensor projection_;  // (C, (H + 2K) D) in the problem's dtype
   at::Tensor output_;      // (H*D, E)
   RotationTable table_;

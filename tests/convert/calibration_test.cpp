@@ -4,8 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <set>
-
 #include "core/errors.h"
 #include "tests/convert/tiny_model.h"
 #include "tests/support/assets.h"
@@ -21,25 +19,6 @@ ConversionRecipe small_recipe() {
   return recipe;
 }
 
-TEST(HeldOut, AtMostEightAndEveryFileOfAMixture) {
-  EXPECT_TRUE(choose_held_out({0, 0, 0}).empty());
-  EXPECT_EQ(choose_held_out({0, 1, 0, 1}).size(), 1u);
-  for (const size_t files : {1, 2, 3, 4, 5, 7, 8}) {
-    std::vector<size_t> sources;
-    for (size_t w = 0; w < 32; ++w) sources.push_back(w % files);
-    const std::vector<int64_t> chosen = choose_held_out(sources);
-    EXPECT_EQ(std::set<int64_t>(chosen.begin(), chosen.end()).size(), 8u);
-    std::set<size_t> seen;
-    for (const int64_t window : chosen) seen.insert(sources.at(static_cast<size_t>(window)));
-    EXPECT_EQ(seen.size(), files);
-  }
-}
-
-TEST(HeldOut, SpreadOverASingleText) {
-  const std::vector<int64_t> chosen = choose_held_out(std::vector<size_t>(32, 0));
-  EXPECT_THAT(chosen, testing::ElementsAre(2, 6, 10, 14, 18, 22, 26, 30));
-}
-
 TEST(LoadCalibration, TokenFilesNeedNoTokenizer) {
   TempFolder folder;
   write_tiny_ids(folder / "a.ids", 1000, 97);
@@ -48,7 +27,8 @@ TEST(LoadCalibration, TokenFilesNeedNoTokenizer) {
   const CalibrationSet set = load_calibration(ConfigOnlySource(tiny_config({})), recipe, {}, true);
   EXPECT_EQ(set.windows.size(0), 16);
   EXPECT_EQ(set.windows.size(1), 32);
-  EXPECT_EQ(set.held_out.size(), 4u);
+  EXPECT_EQ(set.roles.held_out.size(), 2u);
+  EXPECT_EQ(set.roles.validation.size(), 3u);
   const Json json = set.provenance();
   EXPECT_EQ(json["files"][0]["file"], "a.ids");
   EXPECT_EQ(json["files"][0]["sha256"].get<std::string>().size(), 64u);
@@ -82,7 +62,7 @@ TEST(LoadCalibration, WithoutAnyTextOnlyMethodsThatFitNothingGoOn) {
   EXPECT_THROW(load_calibration(source, small_recipe(), {}, true), UsageError);
   const CalibrationSet set = load_calibration(source, small_recipe(), {}, false);
   EXPECT_TRUE(set.synthetic);
-  EXPECT_TRUE(set.held_out.empty());
+  EXPECT_TRUE(set.roles.held_out.empty());
   EXPECT_TRUE(at::equal(set.windows, load_calibration(source, small_recipe(), {}, false).windows));
 }
 

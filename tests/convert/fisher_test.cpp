@@ -26,6 +26,7 @@ class FisherTest : public testing::Test {
     problem_.weights = {
         .q_proj = random({32, 24}), .k_proj = random({16, 24}), .v_proj = random({16, 24}), .o_proj = random({24, 32})};
     problem_.teacher = problem_.student = at::randn({8, 32, 24}, at::kDouble);
+    problem_.windows.fit = {0, 1, 2, 3, 4, 5, 6, 7};
     problem_.attention_input = [](const at::Tensor& h) { return h; };
     heads_ = source_heads(problem_);
     const HeadStream stream(problem_, heads_);

@@ -140,7 +140,7 @@ class HeadMerging : public testing::TestWithParam<Case> {
     p.weights = weights;
     p.teacher = stream_;
     p.student = stream_.clone();
-    p.held_out = {2};
+    p.windows = {.fit = {0, 1, 3, 4, 5, 6, 7}, .validation = {2}};
     p.attention_input = [](const at::Tensor& h) { return h; };
     if (c().sandwich) {
       p.attention_residual = [gain = post_norm_](const at::Tensor& y) { return rms_norm(y, gain, 1e-6); };
