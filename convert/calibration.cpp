@@ -143,7 +143,11 @@ CalibrationSet load_calibration(const ModelSource& source, const ConversionRecip
   });
   set.windows = to_tensor(windows);
   check_vocabulary(set.windows, source.config().vocab_size);
-  set.roles = needs_text ? choose_roles(windows.sources) : WindowRoles{.held_out = all_of(set.windows)};
+  if (needs_text) {
+    set.roles = choose_roles(windows.sources);
+  } else {
+    set.roles.held_out = all_of(set.windows);
+  }
   return set;
 }
 
