@@ -2,14 +2,17 @@
 //
 //   compare_models REFERENCE TEXT.ids WINDOW TOKENS MODEL...
 //
-// Protocol ppl-gptq-WINDOW (docs/protocols.md) on the first TOKENS of the text (token ids as `cinch tokenize` or
+// Protocol ppl-gptq-WINDOW (docs/protocols.md) on the first TOKENS (one number, or several as "10240,61440") of the
+// text (token ids as `cinch tokenize` or
 // --tokens take them), fp32. One JSON object per model on stdout, perplexity and fidelity as `cinch eval --json` prints
 // them.
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iostream>
+#include <numeric>
 #include <sstream>
 
 #include "core/errors.h"
@@ -44,9 +47,29 @@ at::Tensor logits(LayerStream& stream, int64_t window, int64_t first, int64_t co
   return stream.trunk().logits(stream.hidden()[window].narrow(0, first, count));
 }
 
+std::vector<int64_t> numbers(const std::string& text) {
+  std::istringstream parts(text);
+  std::vector<int64_t> result;
+  for (std::string part; std::getline(parts, part, ',');) result.push_back(std::stoll(part));
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+/// The scores of the first `windows` windows.
+TokenScores first_windows(const TokenScores& scores, int64_t windows) {
+  TokenScores part = scores;
+  part.window_tokens.resize(static_cast<size_t>(windows));
+  const auto tokens =
+      static_cast<size_t>(std::accumulate(part.window_tokens.begin(), part.window_tokens.end(), int64_t{0}));
+  for (auto* values : {&part.nll, &part.reference_nll, &part.kl}) values->resize(tokens);
+  part.agrees.resize(tokens);
+  return part;
+}
+
 void run(const std::vector<std::string>& args) {
   if (args.size() < 6) throw UsageError("too few arguments", "see the head of bench/compare_models.cpp");
-  PerplexityProtocol protocol{.window = std::stoll(args[3]), .max_tokens = std::stoll(args[4])};
+  const std::vector<int64_t> lengths = numbers(args[4]);
+  const PerplexityProtocol protocol{.window = std::stoll(args[3]), .max_tokens = lengths.back()};
   std::vector<int64_t> ids = read_ids(args[2]);
   ids.resize(std::min(ids.size(), static_cast<size_t>(protocol.max_tokens)));
   const EvalWindowGroup group = eval_windows(protocol, static_cast<int64_t>(ids.size())).front();
@@ -64,12 +87,15 @@ void run(const std::vector<std::string>& args) {
       }
       scores.window_tokens.push_back(scored);
     }
-    const Json line = {
-        {"model", args[i]},
-        {"perplexity", perplexity_of(protocol, scores.nll, scores.window_tokens).to_json()},
-        {"reference_perplexity", perplexity_of(protocol, scores.reference_nll, scores.window_tokens).to_json()},
-        {"fidelity", fidelity_of(scores).to_json()}};
-    std::cout << line.dump() << std::endl;
+    for (const int64_t length : lengths) {
+      const TokenScores part = first_windows(scores, std::min(length / protocol.window, windows.size(0)));
+      const Json line = {
+          {"model", args[i]},
+          {"perplexity", perplexity_of(protocol, part.nll, part.window_tokens).to_json()},
+          {"reference_perplexity", perplexity_of(protocol, part.reference_nll, part.window_tokens).to_json()},
+          {"fidelity", fidelity_of(part).to_json()}};
+      std::cout << line.dump() << std::endl;
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "convert/solvers/conjugate_gradient.h"
 #include "convert/solvers/linear_algebra.h"
+#include "convert/solvers/softmax_metric.h"
 
 namespace cinch {
 namespace {
@@ -51,11 +52,6 @@ at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
 at::Tensor logits(const at::Tensor& queries, const at::Tensor& keys) {
   return at::matmul(queries.flatten(0, 1), keys.transpose(0, 1))
       .reshape({queries.size(0), queries.size(1), keys.size(0)});
-}
-
-/// p-weighted centring: weight e - mean (sum_n mean e).
-at::Tensor centred(const at::Tensor& error, const at::Tensor& weight, const at::Tensor& mean) {
-  return weight * error - mean * (mean * error).sum(-1, /*keepdim=*/true);
 }
 
 /// Original minus shared logits of a group, (n, M, T).
@@ -129,7 +125,8 @@ at::Tensor fisher_loss(const FisherSample& sample, const MergedHeads& merged) {
     for (int64_t j = 0; j < merged.key.size(0); ++j) {
       const Group group = group_of(merged, j);
       const at::Tensor error = logit_error(sample, window, merged, j);
-      const at::Tensor weighted = centred(error, head_slice(window.weight, group), head_slice(window.mean, group));
+      const at::Tensor weighted =
+          softmax_gradient_(error.clone(), head_slice(window.weight, group), head_slice(window.mean, group));
       head_slice(loss, group) += fp64((weighted * error).sum({1, 2}));
     }
   }
@@ -180,10 +177,9 @@ class KeyRefit {
     for (size_t w = 0; w < sample_.windows.size(); ++w) {
       const FisherWindow& window = sample_.windows[w];
       const at::Tensor weighted =
-          centred(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_)) *
-          head_weight_.to(window.keys.options()).reshape({-1, 1, 1});
-      const at::Tensor on_keys =
-          at::matmul(weighted.flatten(0, 1).transpose(0, 1), queries_[w].flatten(0, 1));  // (T, D)
+          softmax_gradient_(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_));
+      const at::Tensor queries = queries_[w] * head_weight_.to(queries_[w].options()).reshape({-1, 1, 1});
+      const at::Tensor on_keys = at::matmul(weighted.flatten(0, 1).transpose(0, 1), queries.flatten(0, 1));  // (T, D)
       total += fp64(at::matmul(rotate(on_keys, sample_.keys, true).transpose(0, 1), stacked_keys(window, group_)));
     }
     return total;
@@ -254,7 +250,7 @@ class QueryRefit {
     for (size_t w = 0; w < sample_.windows.size(); ++w) {
       const FisherWindow& window = sample_.windows[w];
       const at::Tensor weighted =
-          centred(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_));
+          softmax_gradient_(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_));
       const at::Tensor on_queries = rotate(at::matmul(weighted, keys_[w]), sample_.queries, true);  // (n, M, D)
       total += fp64(at::bmm(on_queries.transpose(1, 2), head_slice(window.queries, group_)));
     }
