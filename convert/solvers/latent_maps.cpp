@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "attention/attention_kernel.h"
 #include "convert/solvers/softmax_rows.h"
 
 namespace cinch {
@@ -33,7 +34,6 @@ LatentForward::LatentForward(const HeadStream& stream, const SourceHeads& heads,
   value_up_ = cast(maps.value_up.transpose(1, 2));
   o_ = cast(maps.o.transpose(1, 2).flatten(0, 1));
   if (maps.o_bias.defined()) o_bias_ = cast(maps.o_bias);
-  mask_ = causal_mask(heads.spec, at::arange(stream.tokens(), at::kLong), stream.tokens(), options);
 }
 
 at::Tensor LatentForward::features(const at::Tensor& input) const {
@@ -42,16 +42,37 @@ at::Tensor LatentForward::features(const at::Tensor& input) const {
 
 at::Tensor LatentForward::head_outputs(const at::Tensor& input) const {
   const Projections x = stream_.project(input);
-  const at::Tensor cached = features(input), latent = cached.slice(1, 0, value_up_.size(1));
-  std::vector<at::Tensor> outputs;
+  const at::Tensor cached = features(input);
+  const at::Tensor query = rotate_pairs(at::bmm(x.q, query_), table_);  // (H, T, R + Dr)
+  const at::Tensor averages =
+      x.k_scale.defined() ? scaled_averages(query, cached, x.k_scale) : shared_head_averages(query, cached);
+  return at::bmm(averages, value_up_).transpose(0, 1).flatten(1, 2);
+}
+
+at::Tensor LatentForward::shared_head_averages(const at::Tensor& query, const at::Tensor& cached) const {
+  // Keys and values are one tensor to the kernel; the averages of the rotary part are not used.
+  const at::Tensor shared = cached.unsqueeze(0).unsqueeze(0);
+  return attend({.q = query.unsqueeze(0),
+                 .k = shared,
+                 .v = shared,
+                 .scale = heads_.spec.scale,
+                 .window = heads_.spec.window,
+                 .softcap = heads_.spec.softcap})
+      .squeeze(0)
+      .slice(2, 0, value_up_.size(1));
+}
+
+at::Tensor LatentForward::scaled_averages(const at::Tensor& query, const at::Tensor& cached,
+                                          const at::Tensor& key_scale) const {
+  const int64_t t = query.size(1);
+  const at::Tensor latent = cached.slice(1, 0, value_up_.size(1));
+  const at::Tensor mask = causal_mask(heads_.spec, at::arange(t, at::kLong), t, query.options());
+  std::vector<at::Tensor> averages;
   for (int64_t h = 0; h < heads_.spec.n_heads; ++h) {
-    const at::Tensor query = rotate_pairs(at::matmul(x.q[h], query_[h]), table_);
-    at::Tensor scores = at::matmul(query, cached.transpose(0, 1));
-    if (x.k_scale.defined()) scores.mul_(x.k_scale[h / heads_.rep()].squeeze(1));
-    const at::Tensor p = softmax_rows(heads_.spec, scores, mask_).p;
-    outputs.push_back(at::matmul(at::matmul(p, latent), value_up_[h]));
+    const at::Tensor scores = at::matmul(query[h], cached.transpose(0, 1)).mul_(key_scale[h / heads_.rep()].squeeze(1));
+    averages.push_back(at::matmul(softmax_rows(heads_.spec, scores, mask).p, latent));
   }
-  return at::cat(outputs, 1);
+  return at::stack(averages);
 }
 
 at::Tensor LatentForward::output(const at::Tensor& head_outputs) const {

@@ -32,7 +32,7 @@ at::Tensor rotate_pairs(const at::Tensor& x, const RotationTable& table, bool in
 /// Of positions 0..count-1 at inv_freq (P).
 RotationTable pair_table(const at::Tensor& inv_freq, int64_t count, const at::TensorOptions& options);
 
-/// The obvious computation, window by window, in the stream's dtype.
+/// The absorbed computation, window by window, in the stream's dtype.
 class LatentForward {
  public:
   LatentForward(const HeadStream& stream, const SourceHeads& heads, const LatentMaps& maps);
@@ -45,6 +45,11 @@ class LatentForward {
   at::Tensor output(const at::Tensor& head_outputs) const;
 
  private:
+  /// Latents averaged by each head's softmax, (H, T, R), from queries (H, T, R + Dr) and the cache (T, R + Dr).
+  at::Tensor shared_head_averages(const at::Tensor& query, const at::Tensor& cached) const;
+  /// The same where keys have scales (K, T, 1).
+  at::Tensor scaled_averages(const at::Tensor& query, const at::Tensor& cached, const at::Tensor& key_scale) const;
+
   const HeadStream& stream_;
   const SourceHeads& heads_;
   RotationTable table_;
@@ -53,7 +58,6 @@ class LatentForward {
   at::Tensor value_up_;  // (H, R, D)
   at::Tensor o_;         // (H*D, E)
   at::Tensor o_bias_;    // (E) or undefined
-  at::Tensor mask_;      // (T, T)
 };
 
 }  // namespace cinch
