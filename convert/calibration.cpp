@@ -143,7 +143,8 @@ CalibrationSet load_calibration(const ModelSource& source, const ConversionRecip
   });
   set.windows = to_tensor(windows);
   check_vocabulary(set.windows, source.config().vocab_size);
-  set.roles = needs_text ? choose_roles(windows.sources) : WindowRoles{.held_out = all_of(set.windows)};
+  set.roles = needs_text ? choose_roles(windows.sources)
+                         : WindowRoles{.fit = {}, .validation = {}, .held_out = all_of(set.windows)};
   return set;
 }
 
