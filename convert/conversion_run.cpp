@@ -77,7 +77,7 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   problem.layer = layer;
   problem.source = in_.plan.source.layers[index];
   problem.target = target.layers[index];
-  problem.weights = original.attention().weights();
+  problem.weights = original.grouped_query_attention().weights();
   problem.teacher = teacher_.hidden();
   problem.student = student_;
   problem.windows = in_.calibration.roles;
