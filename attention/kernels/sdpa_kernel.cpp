@@ -39,6 +39,13 @@ at::Tensor sdpa(const AttentionRequest& request, const std::optional<at::Tensor>
                                           shared_keys);
 }
 
+/// The query heads that share a key head as queries of that one head: ATen would copy the keys for each of them.
+at::Tensor sdpa_of_last_token(AttentionRequest request) {
+  const int64_t heads = request.q.size(1);
+  request.q = request.q.unflatten(1, {request.k.size(1), -1}).squeeze(3);  // (B, K, G, D)
+  return sdpa(request, {}, false).reshape({request.q.size(0), heads, 1, request.v.size(3)});
+}
+
 class SdpaKernel : public AttentionKernel {
  public:
   std::string name() const override { return "sdpa"; }
@@ -56,7 +63,7 @@ class SdpaKernel : public AttentionKernel {
     const int64_t queries = request.q.size(2), keys = request.k.size(2);
     if (window_is_idle(request)) {
       if (request.first_query == request.first_key && queries == keys) return sdpa(request, {}, queries > 1);
-      if (queries == 1 && request.first_query == request.first_key + keys - 1) return sdpa(request, {}, false);
+      if (queries == 1 && request.first_query == request.first_key + keys - 1) return sdpa_of_last_token(request);
     }
     return run_in_query_blocks(request, kMaskedQueryBlock,
                                [](const AttentionRequest& part) { return sdpa(part, visible_keys(part), false); });
