@@ -24,6 +24,7 @@ Eigen eigen_descending(const at::Tensor& a) {
 }
 
 RootPair root_pair(const at::Tensor& a, double cutoff) {
+  if (a.size(-1) == 0) return {a, a};
   const auto [values, vectors] = at::linalg_eigh(a);
   const at::Tensor limit = values.amax(-1, /*keepdim=*/true).clamp_min(0) * cutoff;
   const at::Tensor kept = values > limit;

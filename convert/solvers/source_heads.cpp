@@ -16,9 +16,8 @@ at::Tensor with_bias_column(const at::Tensor& weight, const at::Tensor& bias, bo
   return at::cat({weight, column.unsqueeze(1)}, 1);
 }
 
-at::Tensor rms_normed(const at::Tensor& x, const at::Tensor& gain, double eps) {
-  return x * (x.square().mean(-1, /*keepdim=*/true) + eps).rsqrt() * gain.to(x.options());
-}
+/// 1/rms over the last dim, kept as a dim of 1.
+at::Tensor rms_scale(const at::Tensor& x, double eps) { return (x.square().mean(-1, /*keepdim=*/true) + eps).rsqrt(); }
 
 at::Tensor norm_gain(const HeadPlanes& planes, const at::Tensor& norm) {
   return norm.defined() ? norm.to(at::kCPU, at::kDouble).index_select(0, planes.order) * planes.gain : norm;
@@ -46,6 +45,7 @@ SourceHeads source_heads(const LayerProblem& problem) {
   const int64_t d = problem.source.head_dim, h = problem.source.n_heads;
   heads.v = with_bias_column(w.v_proj, w.v_bias, biased).to(at::kCPU, at::kDouble).reshape({-1, d, heads.q.size(2)});
   heads.o = w.o_proj.to(at::kCPU, at::kDouble).reshape({-1, h, d}).transpose(0, 1).contiguous();
+  if (w.o_bias.defined()) heads.o_bias = w.o_bias.to(at::kCPU, at::kDouble);
   heads.q_norm = norm_gain(heads.planes, w.q_norm);
   heads.k_norm = norm_gain(heads.planes, w.k_norm);
   heads.kv_order.resize(problem.source.n_kv_heads);
@@ -68,6 +68,8 @@ SourceHeads reordered(const SourceHeads& heads, const std::vector<int64_t>& orde
   return result;
 }
 
+at::Tensor Projections::linear_keys() const { return k_scale.defined() ? k / k_scale : k; }
+
 HeadStream::HeadStream(const LayerProblem& problem, const SourceHeads& heads) : problem_(&problem), heads_(&heads) {
   projection_ = at::cat({heads.q.flatten(0, 1), heads.k.flatten(0, 1), heads.v.flatten(0, 1)}, 0)
                     .transpose(0, 1)
@@ -85,18 +87,27 @@ std::vector<int64_t> HeadStream::some_fit(int64_t count) const {
   return result;
 }
 
-Projections HeadStream::project(int64_t window) const {
+at::Tensor HeadStream::input(const at::Tensor& hidden) const {
+  const at::Tensor x = problem_->attention_input(hidden);
+  if (x.size(1) == projection_.size(0)) return x;
+  return at::cat({x, at::ones({x.size(0), 1}, x.options())}, 1);
+}
+
+Projections HeadStream::project(const at::Tensor& input) const {
   const AttentionSpec& spec = heads_->spec;
-  at::Tensor x = problem_->attention_input(problem_->teacher[window]);
-  if (x.size(1) < projection_.size(0)) x = at::cat({x, at::ones({x.size(0), 1}, x.options())}, 1);
-  const at::Tensor all = at::matmul(x, projection_)
-                             .reshape({x.size(0), spec.n_heads + 2 * spec.n_kv_heads, spec.head_dim})
+  const at::Tensor all = at::matmul(input, projection_)
+                             .reshape({input.size(0), spec.n_heads + 2 * spec.n_kv_heads, spec.head_dim})
                              .transpose(0, 1);
   const auto parts = all.split_with_sizes({spec.n_heads, spec.n_kv_heads, spec.n_kv_heads}, 0);
-  if (!spec.qk_norm) return {parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous()};
-  return {rms_normed(parts[0], heads_->q_norm, spec.qk_norm_eps).contiguous(),
-          rms_normed(parts[1], heads_->k_norm, spec.qk_norm_eps).contiguous(), parts[2].contiguous()};
+  Projections result{parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous(), {}};
+  if (!spec.qk_norm) return result;
+  result.k_scale = rms_scale(result.k, spec.qk_norm_eps);
+  result.k = result.k * result.k_scale * heads_->k_norm.to(result.k.options());
+  result.q = result.q * rms_scale(result.q, spec.qk_norm_eps) * heads_->q_norm.to(result.q.options());
+  return result;
 }
+
+Projections HeadStream::project(int64_t window) const { return project(input(problem_->teacher[window])); }
 
 at::Tensor HeadStream::probabilities(const at::Tensor& q, const at::Tensor& k) const {
   const AttentionSpec& spec = heads_->spec;

@@ -18,6 +18,7 @@ struct SourceHeads {
   at::Tensor q;                   // (H, D, C)
   at::Tensor k, v;                // (K, D, C)
   at::Tensor o;                   // (H, E, D), o_proj per head
+  at::Tensor o_bias;              // (E) or undefined
   at::Tensor q_norm, k_norm;      // (D) fp64 in internal order, undefined without QK-norm
   std::vector<int64_t> kv_order;  // (K) source KV head at each place; groups are contiguous
 
@@ -31,8 +32,12 @@ SourceHeads source_heads(const LayerProblem& problem);
 SourceHeads reordered(const SourceHeads& heads, const std::vector<int64_t>& order);
 
 struct Projections {
-  at::Tensor q;     // (H, T, D) before RoPE, after QK-norm
-  at::Tensor k, v;  // (K, T, D)
+  at::Tensor q;        // (H, T, D) before RoPE, after QK-norm
+  at::Tensor k, v;     // (K, T, D)
+  at::Tensor k_scale;  // (K, T, 1) the 1/rms that QK-norm has put into k; undefined without QK-norm
+
+  /// Keys that are linear in the input: without that factor, with the norm's gain.
+  at::Tensor linear_keys() const;
 };
 
 /// Runs the source heads over calibration windows in the problem's dtype.
@@ -45,6 +50,11 @@ class HeadStream {
   /// At most `count` windows to fit on, evenly spread.
   std::vector<int64_t> some_fit(int64_t count) const;
 
+  /// What the projections read, (T, C), from a residual stream (T, E): the normed input, with its column of ones.
+  at::Tensor input(const at::Tensor& hidden) const;
+  /// Of an input (T, C).
+  Projections project(const at::Tensor& input) const;
+  /// Of a window of the original stream.
   Projections project(int64_t window) const;
   const RotationTable& table() const { return table_; }
   /// Softmax probabilities (H, T, T) from q (H, T, D) and k (K', T, D) before RoPE; H a multiple of K'.
@@ -52,6 +62,8 @@ class HeadStream {
   /// o_proj output (T, E) of head outputs (H, T, D), without bias.
   at::Tensor output(const at::Tensor& head_outputs) const;
 
+  /// Residual stream of the original model before the layer, (T, E).
+  at::Tensor teacher(int64_t window) const { return problem_->teacher[window]; }
   int64_t tokens() const { return problem_->teacher.size(1); }
   at::TensorOptions options() const { return problem_->teacher.options(); }
 

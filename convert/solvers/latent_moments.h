@@ -1,0 +1,60 @@
+// What the latent solvers know of a layer from the original model: second moments weighted by what the softmax does
+// with an error (docs/conversion.md, the latent method, A).
+//
+// An error e of the score of query t and key s (q . k before scale) moves the head's output by scale * e * P_ts (v_s -
+// o_t) to first order, so that it costs scale^2 e^2 w_ts with
+//   w_ts = P_ts^2 |W_O (v_s - o_t)|^2,
+// times the squared slope of a soft cap. With QK-norm keys are those before the norm's 1/rms (times its gain), an error
+// of theirs reaches the score divided by rms, and w_ts carries 1/rms_s^2.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "convert/solvers/source_heads.h"
+
+namespace cinch {
+
+/// One head on one window, in the problem's dtype.
+struct HeadAttention {
+  at::Tensor p;        // (T, T)
+  at::Tensor weights;  // (T, T) w, rows are queries
+  at::Tensor output;   // (T, D) before o_proj
+};
+
+/// Attention of the original model, head by head.
+class WeighedAttention {
+ public:
+  WeighedAttention(const HeadStream& stream, const SourceHeads& heads);
+  HeadAttention head(const Projections& x, int64_t h) const;
+
+ private:
+  const SourceHeads& heads_;
+  const RotationTable& table_;
+  at::Tensor mask_;    // (T, T)
+  at::Tensor metric_;  // (H, D, D) W_O^T W_O
+};
+
+/// fp64, in internal coordinates (rotation.h). z = [k; v] of all KV heads, before RoPE, 2KD numbers. Means are over all
+/// tokens unless said otherwise. The first token is an attention sink in many models, of a norm far beyond all others:
+/// where it would drown them it is left out.
+struct LatentMoments {
+  at::Tensor joint;          // (2KD, 2KD) E z z^T without first tokens
+  at::Tensor joint_mean;     // (2KD) E z without first tokens
+  at::Tensor first;          // (2KD, 2KD) E z z^T of first tokens alone
+  at::Tensor query;          // (H, D, D) E (sum_s w_ts) q q^T
+  at::Tensor output;         // (H, D, D) E o o^T
+  at::Tensor output_mean;    // (H, D)
+  at::Tensor lags;           // (H, T) sum of w per lag t - s, keys other than the first
+  double output_energy = 0;  // E |attention output|^2 without first tokens
+  int64_t window = 0;        // T
+};
+
+/// Over the windows to fit on.
+LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads);
+
+/// z of every token, (T, 2KD).
+at::Tensor joint_rows(const Projections& x);
+/// Sums of weights (T, T) over the queries, per lag, (T) fp64. Keys after their query must have weight 0.
+at::Tensor lag_sums(const at::Tensor& weights);
+
+}  // namespace cinch

@@ -1,0 +1,149 @@
+#include "convert/solvers/latent_query_refit.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <random>
+
+#include "convert/solvers/conjugate_gradient.h"
+#include "convert/solvers/linear_algebra.h"
+#include "convert/solvers/softmax_metric.h"
+#include "convert/solvers/softmax_rows.h"
+
+namespace cinch {
+namespace {
+
+constexpr double kFeatureDamping = 1e-4, kQueryDamping = 1e-3;
+
+at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
+
+/// One random position in each of `count` equal strata of 0..tokens-1.
+at::Tensor stratified(int64_t tokens, int64_t count, uint64_t seed) {
+  count = std::min(count, tokens);
+  std::mt19937_64 random(seed);
+  std::vector<int64_t> positions;
+  for (int64_t i = 0; i < count; ++i) {
+    const double u = static_cast<double>(random() >> 11) * 0x1p-53;
+    positions.push_back(
+        static_cast<int64_t>((static_cast<double>(i) + u) * static_cast<double>(tokens) / static_cast<double>(count)));
+  }
+  return at::tensor(positions, at::kLong);
+}
+
+}  // namespace
+
+LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHeads& heads, const LatentMaps& maps,
+                                       int64_t positions)
+    : start_(maps.query) {
+  const int64_t t = stream.tokens(), d = heads.spec.head_dim, k = heads.spec.n_kv_heads, n = heads.spec.n_heads;
+  const LatentForward forward(stream, heads, maps);
+  const RotationTable pairs = pair_table(maps.inv_freq, t, stream.options());
+  start_loss_ = at::zeros({n}, at::kDouble);
+  right_side_ = at::zeros_like(start_);
+  feature_moment_ = at::zeros({n, start_.size(1), start_.size(1)}, at::kDouble);
+  query_moment_ = at::zeros({n, d, d}, at::kDouble);
+  for (const int64_t w : stream.fit()) {
+    const at::Tensor at_positions = stratified(t, positions, static_cast<uint64_t>(w));
+    const int64_t m = at_positions.size(0);
+    const at::Tensor input = stream.input(stream.teacher(w));
+    const Projections x = stream.project(input);
+    Window window{.features = forward.features(input),
+                  .queries = x.q.index_select(1, at_positions),
+                  .table = select_positions(pairs, at_positions),
+                  .weight = {},
+                  .mean = {},
+                  .key_scale = {}};
+    const at::Tensor turned = rotate(window.queries, select_positions(stream.table(), at_positions));
+    const at::Tensor original =
+        at::bmm(turned.reshape({k, heads.rep() * m, d}), rotate(x.k, stream.table()).transpose(1, 2))
+            .reshape({n, m, t});
+    const SoftmaxRows rows =
+        softmax_rows(heads.spec, original, causal_mask(heads.spec, at_positions, t, stream.options()));
+    window.mean = rows.slope.defined() ? rows.p * rows.slope : rows.p;
+    window.weight = rows.slope.defined() ? window.mean * rows.slope : rows.p;
+    if (x.k_scale.defined()) window.key_scale = x.k_scale.transpose(1, 2).repeat_interleave(heads.rep(), 0);
+    const at::Tensor error = original - scores(window, start_);
+    const at::Tensor gradient = softmax_gradient_(error.clone(), window.weight, window.mean);
+    start_loss_ += fp64((gradient * error).sum({1, 2}));
+    right_side_ += pulled_back(window, gradient);
+    add_moments(window, maps.rank());
+    count_ += static_cast<double>(m);
+    positions_.push_back(at_positions);
+    windows_.push_back(std::move(window));
+  }
+  for (at::Tensor* x : {&start_loss_, &right_side_, &feature_moment_, &query_moment_}) *x /= count_;
+  const int64_t rank = maps.rank();
+  const at::Tensor latent = damped(feature_moment_.slice(1, 0, rank).slice(2, 0, rank), kFeatureDamping);
+  feature_moment_.slice(1, 0, rank).slice(2, 0, rank).copy_(latent);
+  if (maps.rotary_dim() > 0) {
+    const at::Tensor rotary = damped(feature_moment_.slice(1, rank).slice(2, rank), kFeatureDamping);
+    feature_moment_.slice(1, rank).slice(2, rank).copy_(rotary);
+  }
+  query_moment_ = damped(query_moment_, kQueryDamping);
+}
+
+at::Tensor LatentQueryProblem::scores(const Window& window, const at::Tensor& query) const {
+  const at::Tensor mapped =
+      rotate_pairs(at::bmm(window.queries, query.transpose(1, 2).to(window.queries.options())), window.table);
+  at::Tensor scores =
+      at::matmul(mapped.flatten(0, 1), window.features.transpose(0, 1)).reshape({mapped.size(0), mapped.size(1), -1});
+  return window.key_scale.defined() ? scores.mul_(window.key_scale) : scores;
+}
+
+at::Tensor LatentQueryProblem::pulled_back(const Window& window, const at::Tensor& gradient) const {
+  const at::Tensor pull = window.key_scale.defined() ? gradient * window.key_scale : gradient;
+  const at::Tensor on_queries =
+      at::matmul(pull.flatten(0, 1), window.features).reshape({pull.size(0), pull.size(1), -1});
+  return fp64(at::bmm(rotate_pairs(on_queries, window.table, /*inverse=*/true).transpose(1, 2), window.queries));
+}
+
+at::Tensor LatentQueryProblem::apply(const at::Tensor& x) const {
+  at::Tensor total = at::zeros_like(x);
+  for (const Window& window : windows_)
+    total += pulled_back(window, softmax_gradient_(scores(window, x), window.weight, window.mean));
+  return total / count_;
+}
+
+void LatentQueryProblem::add_moments(const Window& window, int64_t rank) {
+  query_moment_ += fp64(at::bmm(window.queries.transpose(1, 2), window.queries));
+  for (int64_t h = 0; h < start_.size(0); ++h) {
+    at::Tensor features = window.features;
+    if (window.key_scale.defined()) features = features * window.key_scale[h].transpose(0, 1);
+    const at::Tensor weighted = features * window.weight[h].sum(0).unsqueeze(1);
+    const at::Tensor mean = at::matmul(window.mean[h], features);  // (M, R + Dr)
+    const at::Tensor c = features.slice(1, 0, rank), mean_c = mean.slice(1, 0, rank);
+    feature_moment_[h]
+        .slice(0, 0, rank)
+        .slice(1, 0, rank)
+        .add_(fp64(at::matmul(weighted.slice(1, 0, rank).transpose(0, 1), c) -
+                   at::matmul(mean_c.transpose(0, 1), mean_c)));
+    const at::Tensor power =
+        fp64(((weighted * features).sum(0) - mean.square().sum(0)).slice(0, rank)).clamp_min(0).reshape({-1, 2});
+    feature_moment_[h].slice(0, rank).slice(1, rank).diagonal().add_(
+        power.mean(1, /*keepdim=*/true).expand_as(power).flatten());
+  }
+}
+
+at::Tensor LatentQueryProblem::loss(const at::Tensor& query) const {
+  const at::Tensor x = query - start_;
+  return start_loss_ + ((apply(x) - 2 * right_side_) * x).sum({1, 2});
+}
+
+at::Tensor LatentQueryProblem::distance(const at::Tensor& query) const {
+  const at::Tensor x = query - start_;
+  return (at::bmm(at::bmm(feature_moment_, x), query_moment_) * x).sum({1, 2});
+}
+
+at::Tensor LatentQueryProblem::solve(int steps, double damping) const {
+  return start_ + batched_conjugate_gradient(
+                      [&](const at::Tensor& x) {
+                        return apply(x) + damping * at::bmm(at::bmm(feature_moment_, x), query_moment_);
+                      },
+                      [&](const at::Tensor& x) {
+                        const at::Tensor left = solve_symmetric(feature_moment_, x);
+                        return solve_symmetric(query_moment_, left.transpose(1, 2)).transpose(1, 2);
+                      },
+                      right_side_, steps);
+}
+
+}  // namespace cinch

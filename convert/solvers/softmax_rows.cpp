@@ -1,0 +1,29 @@
+#include "convert/solvers/softmax_rows.h"
+
+#include <ATen/ATen.h>
+
+#include <limits>
+
+namespace cinch {
+
+at::Tensor causal_mask(const AttentionSpec& spec, const at::Tensor& positions, int64_t keys,
+                       const at::TensorOptions& options) {
+  const at::Tensor query = positions.unsqueeze(1), key = at::arange(keys, at::kLong);
+  at::Tensor hidden = key > query;
+  if (spec.window > 0) hidden = hidden.logical_or(key <= query - spec.window);
+  return at::zeros(hidden.sizes(), options).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+}
+
+SoftmaxRows softmax_rows(const AttentionSpec& spec, const at::Tensor& scores, const at::Tensor& mask) {
+  SoftmaxRows rows;
+  at::Tensor logits = scores * spec.scale;
+  if (spec.softcap > 0) {
+    const at::Tensor bent = at::tanh(logits / spec.softcap);
+    rows.slope = 1 - bent.square();
+    logits = bent * spec.softcap;
+  }
+  rows.p = at::softmax(logits.add_(mask), -1);
+  return rows;
+}
+
+}  // namespace cinch
