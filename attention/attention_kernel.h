@@ -13,7 +13,8 @@ namespace cinch {
 
 struct AttentionRequest {
   at::Tensor q;             // (B, H, T, D), rotated
-  at::Tensor k, v;          // (B, K, S, D), rotated
+  at::Tensor k;             // (B, K, S, D), rotated
+  at::Tensor v;             // (B, K, S, Dv); Dv may differ from D, and v may be the first Dv columns of k
   int64_t first_query = 0;  // position of query 0
   int64_t first_key = 0;    // position of key 0; causal: a query at t sees keys with position <= t
   double scale = 1.0;
@@ -27,7 +28,7 @@ class AttentionKernel {
   virtual std::string name() const = 0;
   /// Empty when this kernel can serve the request, else the missing feature in words.
   virtual std::string missing(const AttentionRequest& request) const = 0;
-  /// (B, H, T, D) in q's dtype.
+  /// (B, H, T, Dv) in q's dtype.
   virtual at::Tensor run(const AttentionRequest& request) const = 0;
 };
 

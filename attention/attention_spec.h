@@ -8,7 +8,11 @@
 
 namespace cinch {
 
-enum class AttentionKind { grouped_query };  // MHA and MQA are grouped_query with n_kv_heads = n_heads and 1
+// MHA and MQA are grouped_query with n_kv_heads = n_heads and 1; latent is multi-head latent attention (MLA).
+enum class AttentionKind { grouped_query, latent };
+
+/// As files and reports spell it.
+inline const char* kind_name(AttentionKind kind) { return kind == AttentionKind::latent ? "latent" : "grouped_query"; }
 
 /// Rotary embedding as config.json states it; `Rope` (attention/rope.h) turns it into frequencies.
 struct RopeSpec {
@@ -23,6 +27,8 @@ struct RopeSpec {
   bool truncate = true;                                  // yarn
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
   std::vector<double> short_factor, long_factor;         // longrope, rotary_dim/2 each
+
+  friend bool operator==(const RopeSpec&, const RopeSpec&) = default;
 };
 
 struct AttentionSpec {
@@ -38,11 +44,24 @@ struct AttentionSpec {
   bool output_bias = false;
   bool qk_norm = false;  // RMSNorm over D on q and k between projection and RoPE (Qwen3)
   double qk_norm_eps = 1e-6;
-  RopeSpec rope;
+  RopeSpec rope;  // of grouped-query attention; latent attention has its own frequencies
+
+  // Latent attention only. n_kv_heads, head_dim and rope stay those of the layer it was made from.
+  int64_t kv_lora_rank = 0;           // R, cached latent
+  int64_t qk_nope_head_dim = 0;       // Dn, numbers per query head that meet the latent; may be 0
+  int64_t qk_rope_head_dim = 0;       // Dr, rotated numbers per query head and of the one shared key; even, may be 0
+  int64_t v_head_dim = 0;             // Dv
+  std::vector<double> rope_inv_freq;  // (Dr/2), radians per token of each rotated pair; repeats allowed
+  bool key_scale_tail = false;        // caches 1/rms of each KV head's raw key: QK-norm
 
   int64_t group_size() const { return n_heads / n_kv_heads; }  // G
   /// Numbers that one token adds to this layer's cache.
-  int64_t kv_elements() const { return 2 * n_kv_heads * head_dim; }
+  int64_t kv_elements() const {
+    if (kind == AttentionKind::grouped_query) return 2 * n_kv_heads * head_dim;
+    return kv_lora_rank + qk_rope_head_dim + (key_scale_tail ? n_kv_heads : 0);
+  }
+
+  friend bool operator==(const AttentionSpec&, const AttentionSpec&) = default;
 };
 
 }  // namespace cinch

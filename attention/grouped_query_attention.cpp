@@ -3,49 +3,13 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <utility>
-
 #include "attention/attention_kernel.h"
+#include "attention/projection.h"
 #include "attention/rms_norm.h"
+#include "attention/shape_report.h"
 #include "core/errors.h"
 
 namespace cinch {
-namespace {
-
-at::Tensor moved(const at::Tensor& tensor, at::ScalarType dtype, at::Device device) {
-  return tensor.defined() ? tensor.to(device, dtype) : tensor;
-}
-
-/// Collects what does not fit, so that one message names everything.
-class ShapeReport {
- public:
-  void expect(const char* name, const at::Tensor& tensor, const std::vector<int64_t>& shape, bool wanted = true) {
-    if (!wanted) {
-      if (tensor.defined()) faults_.push_back(fmt::format("{} is there, but the spec has none", name));
-    } else if (!tensor.defined()) {
-      faults_.push_back(fmt::format("{} is missing", name));
-    } else if (tensor.sizes() != at::IntArrayRef(shape)) {
-      const std::vector<int64_t> found = tensor.sizes().vec();
-      faults_.push_back(
-          fmt::format("{} has shape ({}), expected ({})", name, fmt::join(found, ", "), fmt::join(shape, ", ")));
-    }
-  }
-  void throw_if_any() const {
-    if (!faults_.empty()) throw ShapeError(fmt::format("attention weights: {}", fmt::join(faults_, "; ")));
-  }
-
- private:
-  std::vector<std::string> faults_;
-};
-
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
-}
-
-/// (B, T, heads*D) -> (B, heads, T, D), a view.
-at::Tensor split_heads(const at::Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); }
-
-}  // namespace
 
 GroupedQueryWeights GroupedQueryWeights::to(at::ScalarType dtype, at::Device device) const {
   GroupedQueryWeights result = *this;
@@ -69,7 +33,7 @@ void GroupedQueryWeights::check(const AttentionSpec& spec) const {
   report.expect("o_bias", o_bias, {spec.hidden_size}, spec.output_bias);
   report.expect("q_norm", q_norm, {spec.head_dim}, spec.qk_norm);
   report.expect("k_norm", k_norm, {spec.head_dim}, spec.qk_norm);
-  report.throw_if_any();
+  report.throw_if_any("attention weights");
 }
 
 GroupedQueryAttention::GroupedQueryAttention(AttentionSpec spec, GroupedQueryWeights weights)
@@ -81,9 +45,9 @@ GroupedQueryAttention::GroupedQueryAttention(AttentionSpec spec, GroupedQueryWei
 }
 
 GroupedQueryAttention::Heads GroupedQueryAttention::project(const at::Tensor& x) const {
-  Heads heads{split_heads(linear(x, weights_.q_proj, weights_.q_bias), spec_.n_heads),
-              split_heads(linear(x, weights_.k_proj, weights_.k_bias), spec_.n_kv_heads),
-              split_heads(linear(x, weights_.v_proj, weights_.v_bias), spec_.n_kv_heads)};
+  Heads heads{split_heads(biased_linear(x, weights_.q_proj, weights_.q_bias), spec_.n_heads),
+              split_heads(biased_linear(x, weights_.k_proj, weights_.k_bias), spec_.n_kv_heads),
+              split_heads(biased_linear(x, weights_.v_proj, weights_.v_bias), spec_.n_kv_heads)};
   if (spec_.qk_norm) {
     heads.q = rms_norm(heads.q, weights_.q_norm, spec_.qk_norm_eps);
     heads.k = rms_norm(heads.k, weights_.k_norm, spec_.qk_norm_eps);
@@ -110,15 +74,11 @@ at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t firs
     request.v = std::move(seen.v);
     request.first_key = seen.first_position;
   }
-  return attend(request).transpose(1, 2).flatten(2);
-}
-
-at::Tensor GroupedQueryAttention::forward(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const {
-  return output(head_outputs(x, first, length, cache));
+  return join_heads(attend(request));
 }
 
 at::Tensor GroupedQueryAttention::output(const at::Tensor& head_outputs) const {
-  return linear(head_outputs, weights_.o_proj, weights_.o_bias);
+  return biased_linear(head_outputs, weights_.o_proj, weights_.o_bias);
 }
 
 }  // namespace cinch

@@ -3,8 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "attention/attention_spec.h"
-#include "attention/kv_cache.h"
+#include "attention/attention_module.h"
 #include "attention/rope.h"
 
 namespace cinch {
@@ -26,7 +25,7 @@ struct GroupedQueryWeights {
   void check(const AttentionSpec& spec) const;
 };
 
-class GroupedQueryAttention {
+class GroupedQueryAttention : public AttentionModule {
  public:
   GroupedQueryAttention(AttentionSpec spec, GroupedQueryWeights weights);
 
@@ -37,14 +36,10 @@ class GroupedQueryAttention {
   };
   Heads project(const at::Tensor& x) const;
 
-  /// Output of all heads before o_proj, (B, T, H*D); positions first..first+T-1 of a sequence of `length` tokens
-  /// (length <= 0: what is seen).
-  at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const;
-  /// head_outputs through o_proj: (B, T, E).
-  at::Tensor forward(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const;
-  at::Tensor output(const at::Tensor& head_outputs) const;  // o_proj alone
+  at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const override;
+  at::Tensor output(const at::Tensor& head_outputs) const override;
 
-  const AttentionSpec& spec() const { return spec_; }
+  const AttentionSpec& spec() const override { return spec_; }
   const GroupedQueryWeights& weights() const { return weights_; }
   const Rope& rope() const { return rope_; }
 

@@ -1,4 +1,5 @@
-// The cache of one layer: keys after RoPE and values, (B, K, S, D), grown in blocks.
+// The cache of one layer, grown in blocks: keys after RoPE and values, (B, K, S, D) each; of latent attention one
+// shared head of [latent, rotated key, key scales], (B, 1, S, R+Dr+K), and values of no width.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,9 +8,9 @@ namespace cinch {
 
 class KvCache {
  public:
-  /// Appends k, v (B, K, T, D) and returns all keys and values held, (B, K, S, D) each. With `window` > 0 tokens that
-  /// no later query can see may be dropped; first_position is the position of the oldest one returned. The views hold
-  /// until the next append.
+  /// Appends k, v (B, K, T, D) and returns all keys and values held, (B, K, S, D) each; their widths may differ. With
+  /// `window` > 0 tokens that no later query can see may be dropped; first_position is the position of the oldest one
+  /// returned. The views hold until the next append.
   struct View {
     at::Tensor k, v;
     int64_t first_position;

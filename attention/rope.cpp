@@ -159,7 +159,31 @@ std::vector<double> short_frequencies(const RopeSpec& spec) {
   return widen(result);
 }
 
+/// Positions of a table.
+struct Span {
+  int64_t first, count;
+};
+
+RotaryTable scaled_table(const std::vector<double>& inv_freq, double scaling, Span span, at::ScalarType dtype,
+                         at::Device device) {
+  const at::ScalarType work = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const auto planes = at::tensor(at::ArrayRef<double>(inv_freq), at::kDouble).to(work);
+  const auto positions = at::arange(span.first, span.first + span.count, at::TensorOptions().dtype(work));
+  const auto angles = at::outer(positions, planes);  // (count, planes)
+  at::Tensor cos = angles.cos(), sin = angles.sin();
+  if (scaling != 1.0) {
+    cos.mul_(scaling);
+    sin.mul_(scaling);
+  }
+  return {cos.to(device, dtype), sin.to(device, dtype)};
+}
+
 }  // namespace
+
+RotaryTable rotary_table(const std::vector<double>& inv_freq, int64_t first, int64_t count, at::ScalarType dtype,
+                         at::Device device) {
+  return scaled_table(inv_freq, 1.0, {first, count}, dtype, device);
+}
 
 Rope::Rope(const RopeSpec& spec) : spec_(spec) {
   check(spec_);
@@ -181,17 +205,7 @@ double Rope::attention_scaling() const {
 }
 
 Rope::Table Rope::table(int64_t first, int64_t count, int64_t length, at::ScalarType dtype, at::Device device) const {
-  const std::vector<double> frequencies = inv_freq(length);
-  const at::ScalarType work = dtype == at::kDouble ? at::kDouble : at::kFloat;
-  const auto planes = at::tensor(at::ArrayRef<double>(frequencies), at::kDouble).to(work);
-  const auto positions = at::arange(first, first + count, at::TensorOptions().dtype(work));
-  const auto angles = at::outer(positions, planes);  // (count, rotary_dim/2)
-  at::Tensor cos = angles.cos(), sin = angles.sin();
-  if (const double scaling = attention_scaling(); scaling != 1.0) {
-    cos.mul_(scaling);
-    sin.mul_(scaling);
-  }
-  return {cos.to(device, dtype), sin.to(device, dtype)};
+  return scaled_table(inv_freq(length), attention_scaling(), {first, count}, dtype, device);
 }
 
 at::Tensor Rope::apply(const at::Tensor& x, const Table& table) {

@@ -10,6 +10,14 @@
 
 namespace cinch {
 
+/// cos and sin of angles, each (count, planes).
+struct RotaryTable {
+  at::Tensor cos, sin;
+};
+/// Of position * frequency for positions [first, first + count).
+RotaryTable rotary_table(const std::vector<double>& inv_freq, int64_t first, int64_t count, at::ScalarType dtype,
+                         at::Device device);
+
 class Rope {
  public:
   /// Throws UnsupportedError on an unknown type and ConfigError on impossible numbers.
@@ -22,9 +30,7 @@ class Rope {
 
   /// cos and sin, times attention_scaling, for positions [first, first + count) of a sequence whose full length is
   /// `length`: each (count, rotary_dim/2).
-  struct Table {
-    at::Tensor cos, sin;
-  };
+  using Table = RotaryTable;
   Table table(int64_t first, int64_t count, int64_t length, at::ScalarType dtype, at::Device device) const;
 
   /// Rotates x (..., T, D) with the table's T rows; dims beyond rotary_dim pass through. Returns a new tensor.

@@ -126,7 +126,7 @@ void run(const std::vector<std::string>& args) {
     problem.layer = l;
     problem.source = source->config().layers[l];
     problem.target = method.target(problem.source, recipe);
-    problem.weights = layer.attention().weights();
+    problem.weights = layer.grouped_query_attention().weights();
     problem.teacher = teacher.hidden();
     problem.student = student;
     problem.windows = roles;
@@ -138,7 +138,7 @@ void run(const std::vector<std::string>& args) {
     std::cerr << fmt::format("layer {:2d} {:.2f} s  kept K {:.3f} V {:.3f}  error {:.4f} -> {:.4f}  lambda {}\n", l,
                              seconds() - start, solution.kept_energy_k, solution.kept_energy_v,
                              solution.output_error_before_refit, solution.output_error, solution.refit_lambda);
-    const DecoderLayer converted = layer.with_attention(GroupedQueryAttention(problem.target, solution.weights));
+    const DecoderLayer converted = layer.with_attention(make_attention(problem.target, solution.weights));
     const auto advance = [&](at::Tensor& h) {
       for (int64_t w = 0; w < h.size(0); ++w) h[w].copy_(converted.forward(h[w].unsqueeze(0)).squeeze(0));
     };

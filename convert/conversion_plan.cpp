@@ -38,6 +38,7 @@ ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe reci
 
 /// What is wrong with the target for this layer, or empty.
 std::string fault_of(const AttentionSpec& layer, int64_t heads) {
+  if (layer.kind == AttentionKind::latent) return "latent attention already, which has no KV heads to merge";
   if (heads == layer.n_kv_heads) {
     return fmt::format("{} key-value heads already: the cache would not shrink", layer.n_kv_heads);
   }
@@ -65,9 +66,10 @@ void check_targets(const ModelConfig& config, const ConversionRecipe& recipe) {
     if (fault.empty()) continue;
     const bool alike = !layers_differ(config);
     const std::string which = alike ? "the model has" : fmt::format("layer {} has", layer);
-    throw UnsupportedError(fmt::format("--to {}: {} {}", target_text(recipe), which, fault),
-                           spec.n_kv_heads == 1 ? "a single key-value head cannot be shared further"
-                                                : "possible here: --to " + smaller_targets(spec.n_kv_heads));
+    const std::string help = spec.kind == AttentionKind::latent ? "start from the model it was converted from"
+                             : spec.n_kv_heads == 1             ? "a single key-value head cannot be shared further"
+                                                    : "possible here: --to " + smaller_targets(spec.n_kv_heads);
+    throw UnsupportedError(fmt::format("--to {}: {} {}", target_text(recipe), which, fault), help);
   }
 }
 
@@ -87,7 +89,8 @@ ModelConfig target_config(const ModelConfig& source, const ConversionRecipe& rec
 }
 
 void check_format(const ModelConfig& target, const ModelWriterOptions& output) {
-  if (!layers_differ(target) || output.format == "hdf5") return;
+  if (has_latent_layers(target)) return check_holds_layers(target, output.format);
+  if (!layers_differ(target) || output.format == "hdf5" || output.format == "native") return;
   throw UnsupportedError(
       fmt::format(
           "--layers: format {} holds stock model classes, which have one number of key-value heads for all layers",

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <algorithm>
 
@@ -77,7 +78,7 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   problem.layer = layer;
   problem.source = in_.plan.source.layers[index];
   problem.target = target.layers[index];
-  problem.weights = original.attention().weights();
+  problem.weights = original.grouped_query_attention().weights();
   problem.teacher = teacher_.hidden();
   problem.student = student_;
   problem.windows = in_.calibration.roles;
@@ -124,6 +125,18 @@ void ConversionRun::advance_student(int64_t layer) {
   }
 }
 
+namespace {
+
+/// Gives the pages that a layer's tensors have left in the allocator back to the system: else fragmentation makes the
+/// process grow with depth (by a tenth over 64 small layers).
+void release_free_memory() {
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
+}
+
+}  // namespace
+
 void ConversionRun::run_layers() {
   const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
   Progress progress({.phase = "convert", .unit = "layers", .total = total, .index = 1, .count = 3});
@@ -134,6 +147,7 @@ void ConversionRun::run_layers() {
       teacher_.advance(original);
     });
     advance_student(layer);
+    release_free_memory();
     progress.advance();
     check_interrupt("the finished layers are kept: repeat the command with --resume to go on");
   }

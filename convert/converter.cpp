@@ -34,8 +34,6 @@ int64_t peak_memory_bytes() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-bool is_folder_format(const std::string& format) { return format == "hf" || format == "hdf5"; }
-
 std::filesystem::path clean_path(const std::filesystem::path& path) {
   const std::filesystem::path absolute = std::filesystem::absolute(path).lexically_normal();
   return absolute.has_filename() ? absolute : absolute.parent_path();

@@ -6,6 +6,7 @@
 
 #include "convert/provenance.h"
 #include "core/files.h"
+#include "model/model_summary.h"
 
 namespace cinch {
 namespace {
@@ -28,15 +29,6 @@ std::string licence_in_card(const std::string& card) {
     if (line.rfind("license:", 0) == 0) return trimmed(line.substr(8));
   }
   return {};
-}
-
-std::string heads_text(const ModelConfig& config) {
-  int64_t least = config.layers.front().n_kv_heads, most = least;
-  for (const AttentionSpec& layer : config.layers) {
-    least = std::min(least, layer.n_kv_heads);
-    most = std::max(most, layer.n_kv_heads);
-  }
-  return least == most ? fmt::format("{}", least) : fmt::format("{} to {}", least, most);
 }
 
 std::string calibration_text(const CalibrationSet& calibration) {
@@ -96,7 +88,8 @@ std::string model_card(const ConversionRecord& record) {
       "Converted from `{}` by cinch {}; `cinch.json` records the recipe and the digests of all inputs and outputs.\n\n",
       name, CINCH_VERSION);
   card += "| | source | converted |\n|---|---|---|\n";
-  card += fmt::format("| key-value heads per layer | {} | {} |\n", heads_text(plan.source), heads_text(plan.target));
+  card +=
+      fmt::format("| key-value heads per layer | {} | {} |\n", kv_heads_text(plan.source), kv_heads_text(plan.target));
   card += fmt::format("| KV cache, bytes per token (16-bit) | {} | {} ({:.1f} %) |\n", plan.source.kv_bytes_per_token(),
                       plan.target.kv_bytes_per_token(), 100 * plan.kv_ratio);
   card += fmt::format("| parameters | {} | {} |\n\n", plan.source_parameters, plan.target_parameters);

@@ -32,7 +32,11 @@ std::vector<RuntimeVerdict> runtime_verdicts(const ModelConfig& target) {
   std::vector<RuntimeVerdict> verdicts;
   for (const std::string& runtime : known_runtimes()) {
     RuntimeVerdict verdict{runtime, true, "stock-class", {}};
-    if (!uniform) {
+    if (has_latent_layers(target)) {
+      verdict.loads = false;
+      verdict.rule = "latent-attention";
+      verdict.reason = "a stock class of this family has no latent attention, so only cinch loads the result";
+    } else if (!uniform) {
       verdict.loads = false;
       verdict.rule = "uniform-kv-heads";
       verdict.reason =

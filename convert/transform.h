@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/grouped_query_attention.h"
+#include "attention/attention_weights.h"
 #include "convert/conversion_recipe.h"
 #include "convert/window_roles.h"
 
@@ -17,8 +17,8 @@ namespace cinch {
 /// fp64.
 struct LayerProblem {
   int64_t layer = 0;
-  AttentionSpec source;         // K source KV heads
-  AttentionSpec target;         // fewer
+  AttentionSpec source;         // grouped-query, K source KV heads
+  AttentionSpec target;         // a smaller cache
   GroupedQueryWeights weights;  // of the source
   at::Tensor teacher;           // (W, T, E) residual stream before this layer in the original model
   at::Tensor student;           // (W, T, E) the same in the converted model so far
@@ -31,7 +31,7 @@ struct LayerProblem {
 };
 
 struct LayerSolution {
-  GroupedQueryWeights weights;      // shapes of `target`
+  AttentionWeights weights;         // shapes and kind of `target`
   std::vector<int64_t> head_order;  // (H) source query head at each target position
   double kept_energy_k = 1.0;       // share of query-weighted key energy that the shared heads keep
   double kept_energy_v = 1.0;
@@ -40,6 +40,10 @@ struct LayerSolution {
   double output_error = 0;            // after the W_O refit
   double refit_lambda = 0;            // 0: no refit
   std::vector<std::string> warnings;  // what was approximated (QK-norm)
+
+  /// The weights of a grouped-query target.
+  GroupedQueryWeights& grouped_query() { return std::get<GroupedQueryWeights>(weights); }
+  const GroupedQueryWeights& grouped_query() const { return std::get<GroupedQueryWeights>(weights); }
 };
 
 class Transform {

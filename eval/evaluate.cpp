@@ -17,14 +17,13 @@ constexpr int64_t kHiddenBytes = int64_t{256} << 20;  // of one model's residual
 constexpr int64_t kLogitElements = int64_t{1} << 24;  // 64 MiB of fp32 logits held at a time for one model
 constexpr int64_t kProbeTokens = 4;
 
-/// Bytes that one token adds to this layer's cache at 16 bits, from a cache that holds some tokens of `hidden` (W, T,
-/// E).
+/// Bytes that one token adds to this layer's cache at 16 bits, from the cache of a run over some tokens of `hidden` (W,
+/// T, E).
 int64_t measure_cache(const DecoderLayer& layer, const at::Tensor& hidden) {
   const at::Tensor some = hidden.narrow(0, 0, 1).narrow(1, 0, std::min(kProbeTokens, hidden.size(1)));
-  const auto heads = layer.attention().project(layer.attention_input(some));
   KvCache cache;
-  cache.append(heads.k.to(at::kBFloat16), heads.v.to(at::kBFloat16), layer.attention().spec().window);
-  return cache.bytes_per_token();
+  layer.attention().head_outputs(layer.attention_input(some), 0, 0, &cache);
+  return cache.bytes_per_token() * 2 / some.element_size();
 }
 
 struct Stream {

@@ -1,6 +1,9 @@
 #include "model/decoder_layer.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "core/errors.h"
 
 namespace cinch {
 namespace {
@@ -22,8 +25,16 @@ at::Tensor& activate(at::Tensor& x, Activation activation) {
 
 DecoderLayer::DecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights weights)
     : config_(&config),
-      attention_(config.layers.at(static_cast<size_t>(layer)), weights.attention),
-      weights_(std::move(weights)) {}
+      layer_(layer),
+      attention_(make_attention(config.layers.at(static_cast<size_t>(layer)), std::move(weights.attention))),
+      weights_(std::move(weights)) {
+  weights_.attention = {};
+}
+
+const GroupedQueryAttention& DecoderLayer::grouped_query_attention() const {
+  return with_context(fmt::format("using layer {}", layer_),
+                      [&]() -> const GroupedQueryAttention& { return as_grouped_query(*attention_); });
+}
 
 at::Tensor DecoderLayer::attention_input(const at::Tensor& h) const {
   return rms_norm(h, weights_.input_norm, config_->rms_norm_eps, config_->norm_offset);
@@ -50,12 +61,11 @@ at::Tensor DecoderLayer::add_mlp(const at::Tensor& h) const {
 }
 
 at::Tensor DecoderLayer::forward(const at::Tensor& h, int64_t first, int64_t length, KvCache* cache) const {
-  return add_mlp(add_attention(h, attention_.forward(attention_input(h), first, length, cache)));
+  return add_mlp(add_attention(h, attention_->forward(attention_input(h), first, length, cache)));
 }
 
-DecoderLayer DecoderLayer::with_attention(GroupedQueryAttention attention) const {
+DecoderLayer DecoderLayer::with_attention(std::shared_ptr<const AttentionModule> attention) const {
   DecoderLayer copy = *this;
-  copy.weights_.attention = attention.weights();
   copy.attention_ = std::move(attention);
   return copy;
 }

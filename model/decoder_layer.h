@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
+
 #include "attention/rms_norm.h"
 #include "model/layer_weights.h"
 #include "model/model_config.h"
@@ -27,14 +29,18 @@ class DecoderLayer {
   /// The second half of the layer: h + mlp(norm(h)).
   at::Tensor add_mlp(const at::Tensor& h) const;
 
-  const GroupedQueryAttention& attention() const { return attention_; }
-  /// The same layer around other attention (its spec may have fewer KV heads). MLP and norms are shared, not copied.
-  DecoderLayer with_attention(GroupedQueryAttention attention) const;
+  const AttentionModule& attention() const { return *attention_; }
+  /// The attention where it must be grouped-query. Throws UnsupportedError naming the layer when it is latent.
+  const GroupedQueryAttention& grouped_query_attention() const;
+  /// The same layer around other attention (of another kind, or with fewer KV heads). MLP and norms are shared, not
+  /// copied.
+  DecoderLayer with_attention(std::shared_ptr<const AttentionModule> attention) const;
 
  private:
   const ModelConfig* config_;
-  GroupedQueryAttention attention_;
-  LayerWeights weights_;
+  int64_t layer_;
+  std::shared_ptr<const AttentionModule> attention_;
+  LayerWeights weights_;  // MLP and norms; the attention has its own
 };
 
 }  // namespace cinch

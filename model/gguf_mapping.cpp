@@ -7,6 +7,7 @@
 
 #include "core/errors.h"
 #include "model/gguf_rope.h"
+#include "model/mixed_layers.h"
 
 namespace cinch {
 namespace {
@@ -81,6 +82,7 @@ void check_gemma2(const ModelConfig& config) {
 void check_gguf_can_hold(const ModelConfig& config) {
   const AttentionSpec& first = config.layers.front();
   const bool gemma = config.family == "gemma2", llama = gguf_architecture(config) == "llama";
+  if (has_latent_layers(config)) refuse("its attention is latent");
   if (gemma) check_gemma2(config);
   if (config.activation != (gemma ? Activation::gelu_tanh : Activation::silu)) refuse("its MLP has another activation");
   if (!llama && (first.output_bias || config.mlp_bias || (first.qkv_bias && config.family != "qwen2"))) {

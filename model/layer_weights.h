@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "attention/grouped_query_attention.h"
+#include "attention/attention_weights.h"
 
 namespace cinch {
 
@@ -15,7 +15,7 @@ struct MlpWeights {
 };
 
 struct LayerWeights {
-  GroupedQueryWeights attention;
+  AttentionWeights attention;
   MlpWeights mlp;
   at::Tensor input_norm;           // (E)
   at::Tensor post_attention_norm;  // (E): before the MLP; with sandwich norms: after attention

@@ -45,7 +45,7 @@ class ModelFamily {
   virtual LayerWeights read_layer(const ModelConfig& config, int64_t layer, const TensorReader& read) const = 0;
   /// The attention tensors of a layer under their stored names (fused again where the family fuses).
   virtual NamedTensors attention_tensors(const ModelConfig& config, int64_t layer,
-                                         const GroupedQueryWeights& weights) const = 0;
+                                         const AttentionWeights& weights) const = 0;
 };
 
 const std::vector<const ModelFamily*>& model_families();

@@ -49,10 +49,10 @@ class FolderSource : public ModelSource {
       throw ConfigError(fmt::format("{}: there is no config.json", path.string()),
                         "a model is a Hugging Face folder, a cinch folder or a .gguf file");
     }
-    const JsonObject json = JsonObject::from_file(config_path);
+    const JsonObject json = stock_config(JsonObject::from_file(config_path));
     family_ = &family_of_config(json);
     config_ = family_->parse(json);
-    read_layer_sizes(json, config_);
+    read_layer_list(json, config_);
     tensors_ = open_tensors(path);
     // A checkpoint may leave the tie out of config.json.
     if (!json.has("tie_word_embeddings") && tensors_->find(family_->head_name()) == nullptr)

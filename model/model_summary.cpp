@@ -1,7 +1,8 @@
 #include "model/model_summary.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <string>
 
 namespace cinch {
 
@@ -14,15 +15,32 @@ int64_t kv_bytes_at(const ModelConfig& config, int64_t tokens) {
   return bytes;
 }
 
+std::string kv_heads_text(const ModelConfig& config) {
+  const auto text = [](const AttentionSpec& layer) {
+    return layer.kind == AttentionKind::latent ? fmt::format("latent {}+{}", layer.kv_lora_rank, layer.qk_rope_head_dim)
+                                               : std::to_string(layer.n_kv_heads);
+  };
+  const auto [least, most] = std::minmax_element(
+      config.layers.begin(), config.layers.end(),
+      [](const AttentionSpec& a, const AttentionSpec& b) { return a.kv_elements() < b.kv_elements(); });
+  const std::string small = text(*least), large = text(*most);
+  return small == large ? small : fmt::format("{} to {}", small, large);
+}
+
 Json model_summary(const ModelConfig& config, int64_t parameters) {
   Json layers = Json::array();
   for (const AttentionSpec& layer : config.layers) {
-    layers.push_back({{"kind", "grouped_query"},
+    const bool latent = layer.kind == AttentionKind::latent;
+    const auto if_latent = [&](int64_t value) { return latent ? Json(value) : Json(nullptr); };
+    layers.push_back({{"kind", kind_name(layer.kind)},
                       {"n_heads", layer.n_heads},
                       {"n_kv_heads", layer.n_kv_heads},
                       {"head_dim", layer.head_dim},
-                      {"kv_lora_rank", nullptr},
-                      {"qk_rope_head_dim", nullptr},
+                      {"kv_lora_rank", if_latent(layer.kv_lora_rank)},
+                      {"qk_nope_head_dim", if_latent(layer.qk_nope_head_dim)},
+                      {"qk_rope_head_dim", if_latent(layer.qk_rope_head_dim)},
+                      {"v_head_dim", if_latent(layer.v_head_dim)},
+                      {"key_scale_tail", layer.key_scale_tail},
                       {"window", layer.window},
                       {"kv_elements", layer.kv_elements()}});
   }

@@ -189,7 +189,7 @@ class SinkWriter : public ModelWriter {
       std::filesystem::create_directory(temporary_, failure);
       if (failure) throw_system_error("cannot create", temporary_, failure.value());
       Json json = source_.family().to_json(config_);
-      write_layer_sizes(config_, json);
+      write_layer_list(config_, json);
       write_text(temporary_ / "config.json", json.dump(2) + "\n");
     }
     sink_ = make_sink();
@@ -222,7 +222,7 @@ class SinkWriter : public ModelWriter {
     }
   }
 
-  bool is_folder() const { return options_.format == "hf" || options_.format == "hdf5"; }
+  bool is_folder() const { return is_folder_format(options_.format); }
   bool is_gguf() const { return options_.format == "gguf"; }
 
   std::string stored_name(const std::string& name) const {
@@ -281,7 +281,7 @@ class SinkWriter : public ModelWriter {
     }
     SinkOptions sink;
     sink.metadata["format"] = "pt";
-    if (options_.format == "hf") {
+    if (options_.format == "hf" || options_.format == "native") {
       sink.path = temporary_;
       sink.shard_bytes = options_.shard_bytes;
       return checkpoint_format("safetensors").create(sink);
@@ -303,20 +303,27 @@ class SinkWriter : public ModelWriter {
 
 std::unique_ptr<ModelWriter> ModelWriter::create(const ModelConfig& config, const ModelSource& source,
                                                  const ModelWriterOptions& options) {
-  static const std::vector<std::string> known = {"hf", "safetensors", "hdf5", "gguf"};
+  static const std::vector<std::string> known = {"hf", "safetensors", "hdf5", "native", "gguf"};
   if (std::find(known.begin(), known.end(), options.format) == known.end()) {
     throw UsageError(fmt::format("--format \"{}\" is not known", options.format),
                      fmt::format("known: {}", fmt::join(known, ", ")));
   }
-  if (layers_differ(config) && options.format != "hdf5") {
-    throw UnsupportedError(
-        fmt::format("the layers of this model have different KV heads, which {} cannot represent", options.format),
-        "write the native form (--format hdf5), or convert all layers alike");
-  }
+  check_holds_layers(config, options.format);
   auto writer = std::make_unique<SinkWriter>(config, source, options);
   writer->start();
   return writer;
 }
+
+void check_holds_layers(const ModelConfig& config, const std::string& format) {
+  const std::string reason = native_reason(config);
+  if (reason.empty() || format == "hdf5" || format == "native") return;
+  throw UnsupportedError(
+      fmt::format("format {} holds stock model classes, and no stock class holds this model: {}", format, reason),
+      has_latent_layers(config) ? "write a folder for cinch: --format native (safetensors) or --format hdf5"
+                                : "write a folder for cinch (--format native or hdf5), or convert all layers alike");
+}
+
+bool is_folder_format(const std::string& format) { return format == "hf" || format == "hdf5" || format == "native"; }
 
 Dtype output_dtype(const ModelWriterOptions& options, const ModelConfig& config) {
   return parse_output_dtype(options.dtype, options.format, config).dtype;

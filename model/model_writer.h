@@ -15,7 +15,8 @@ namespace cinch {
 struct ModelWriterOptions {
   std::filesystem::path output;
   std::string format =
-      "hf";  // hf (safetensors folder), safetensors (one file), hdf5 (cinch folder with model.h5), gguf (one file)
+      "hf";  // hf (safetensors folder), native (the same for cinch alone, which may hold layers that no stock class
+             // does), hdf5 (native with model.h5), safetensors (one file), gguf (one file)
   std::string dtype;  // "" = as the source; f32, f16, bf16, and q8_0 for gguf
   uint64_t shard_bytes = uint64_t{5} << 30;
   bool force = false;  // replace an existing output once the new one is complete
@@ -37,6 +38,11 @@ class ModelWriter {
   virtual const std::map<std::string, std::string>& digests() const = 0;  // tensor -> XXH3-128
   virtual void commit() = 0;
 };
+
+/// Throws UnsupportedError when the format holds stock model classes only and none of them holds such layers.
+void check_holds_layers(const ModelConfig& config, const std::string& format);
+/// hf, native and hdf5 write a folder, the others one file.
+bool is_folder_format(const std::string& format);
 
 /// The type that weights are rounded to in such an output (F32 for Q8_0, which is quantised from it). Throws
 /// UsageError.

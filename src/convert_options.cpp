@@ -71,7 +71,7 @@ void add_output_options(CLI::App& command, ConvertFlags& flags) {
                   "Runtime that must load the result: hf, vllm, sglang, llama.cpp, or native (cinch only)")
       ->capture_default_str()
       ->type_name("RUNTIME");
-  command.add_option("--format", flags.format, "hf, gguf, hdf5 or safetensors (default: what --for loads)")
+  command.add_option("--format", flags.format, "hf, gguf, native, hdf5 or safetensors (default: what --for loads)")
       ->type_name("NAME");
   command.add_option("--dtype", flags.dtype, "Type of the written weights (default: as the source)")
       ->type_name("f32|f16|bf16|q8_0");
@@ -107,7 +107,7 @@ ModelWriterOptions output_of_flags(const ConvertFlags& flags) {
   runtimes.push_back("native");
   require_choice("--for", flags.runtime, runtimes);
   const std::string format = flags.format.empty() ? format_for(flags.runtime) : flags.format;
-  require_choice("--format", format, {"hf", "gguf", "hdf5", "safetensors"});
+  require_choice("--format", format, {"hf", "gguf", "native", "hdf5", "safetensors"});
   if (!flags.dtype.empty()) require_choice("--dtype", flags.dtype, {"f32", "f16", "bf16", "q8_0"});
   if (flags.dtype == "q8_0" && format != "gguf") {
     throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", format),

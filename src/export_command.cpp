@@ -21,7 +21,7 @@ struct ExportFlags {
 };
 
 void check(const ExportFlags& flags) {
-  require_choice("--format", flags.writer.format, {"hf", "gguf", "hdf5", "safetensors"});
+  require_choice("--format", flags.writer.format, {"hf", "gguf", "native", "hdf5", "safetensors"});
   const std::string& dtype = flags.writer.dtype;
   if (!dtype.empty()) require_choice("--dtype", dtype, {"f32", "f16", "bf16", "q8_0"});
   if (dtype == "q8_0" && flags.writer.format != "gguf") {
@@ -74,12 +74,14 @@ Command export_command() {
             command->add_option("MODEL", flags->model, "Hugging Face folder, cinch folder or .gguf file")
                 ->required()
                 ->type_name("PATH");
-            command->add_option("OUT", flags->writer.output, "Folder (hf, hdf5) or file (gguf, safetensors) to write")
+            command
+                ->add_option("OUT", flags->writer.output,
+                             "Folder (hf, native, hdf5) or file (gguf, safetensors) to write")
                 ->required()
                 ->type_name("PATH");
             command->add_option("--format", flags->writer.format, "Target form")
                 ->required()
-                ->type_name("hf|gguf|hdf5|safetensors");
+                ->type_name("hf|gguf|native|hdf5|safetensors");
             command->add_option("--dtype", flags->writer.dtype, "Type of the weights (default: as the source)")
                 ->type_name("f32|f16|bf16|q8_0");
             command->add_flag("--force", flags->writer.force, "Replace an existing OUT once the new one is complete");

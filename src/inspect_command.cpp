@@ -47,26 +47,28 @@ Json to_json(const ModelSource& model, bool with_tensors) {
   return json;
 }
 
-bool alike(const AttentionSpec& a, const AttentionSpec& b) {
-  return a.n_heads == b.n_heads && a.n_kv_heads == b.n_kv_heads && a.head_dim == b.head_dim && a.window == b.window;
-}
-
 std::string kind_text(const AttentionSpec& layer) {
+  if (layer.kind == AttentionKind::latent) return "MLA";
   if (layer.n_kv_heads == layer.n_heads) return "MHA";
   return layer.n_kv_heads == 1 ? "MQA" : "GQA";
 }
 
 /// Runs of alike layers share a row: "0-29".
 std::string layer_table(const ModelConfig& config) {
-  std::vector<std::vector<std::string>> rows = {
-      {"layers", "kind", "heads", "KV heads", "head dim", "window", "KV numbers/token"}};
+  const auto if_latent = [](const AttentionSpec& layer, int64_t value) {
+    return layer.kind == AttentionKind::latent ? std::to_string(value) : "-";
+  };
+  std::vector<std::vector<std::string>> rows = {{"layers", "kind", "heads", "KV heads", "head dim", "latent", "rotary",
+                                                 "window", "KV numbers/token", "KV bytes/token"}};
   for (size_t begin = 0; begin < config.layers.size();) {
     size_t end = begin + 1;
-    while (end < config.layers.size() && alike(config.layers[begin], config.layers[end])) ++end;
+    while (end < config.layers.size() && config.layers[begin] == config.layers[end]) ++end;
     const AttentionSpec& layer = config.layers[begin];
     rows.push_back({end == begin + 1 ? std::to_string(begin) : fmt::format("{}-{}", begin, end - 1), kind_text(layer),
                     std::to_string(layer.n_heads), std::to_string(layer.n_kv_heads), std::to_string(layer.head_dim),
-                    layer.window > 0 ? std::to_string(layer.window) : "-", std::to_string(layer.kv_elements())});
+                    if_latent(layer, layer.kv_lora_rank), if_latent(layer, layer.qk_rope_head_dim),
+                    layer.window > 0 ? std::to_string(layer.window) : "-", std::to_string(layer.kv_elements()),
+                    std::to_string(2 * layer.kv_elements())});
     begin = end;
   }
   return format_table(rows);

@@ -4,20 +4,11 @@
 
 #include <algorithm>
 
-#include "model/mixed_layers.h"
 #include "model/model_summary.h"
 #include "src/output.h"
 
 namespace cinch {
 namespace {
-
-std::string heads_text(const ModelConfig& config) {
-  if (!layers_differ(config)) return std::to_string(config.layers.front().n_kv_heads);
-  const auto [least, most] =
-      std::minmax_element(config.layers.begin(), config.layers.end(),
-                          [](const AttentionSpec& a, const AttentionSpec& b) { return a.n_kv_heads < b.n_kv_heads; });
-  return fmt::format("{} to {}", least->n_kv_heads, most->n_kv_heads);
-}
 
 std::string bytes_at(const ModelConfig& config, int64_t tokens) {
   return human_bytes(static_cast<uint64_t>(kv_bytes_at(config, tokens)));
@@ -26,7 +17,7 @@ std::string bytes_at(const ModelConfig& config, int64_t tokens) {
 std::string size_table(const ConversionPlan& plan) {
   const ModelConfig &source = plan.source, &target = plan.target;
   return format_table({{"", "source", "target"},
-                       {"KV heads per layer", heads_text(source), heads_text(target)},
+                       {"KV heads per layer", kv_heads_text(source), kv_heads_text(target)},
                        {"KV bytes per token (16 bits)", std::to_string(source.kv_bytes_per_token()),
                         std::to_string(target.kv_bytes_per_token())},
                        {"cache at 4k tokens", bytes_at(source, 4096), bytes_at(target, 4096)},

@@ -31,7 +31,8 @@ class ReferenceKernel : public AttentionKernel {
 at::Tensor attention_probabilities(const AttentionRequest& request) {
   const at::Tensor keys = request.k.unsqueeze(2).transpose(3, 4);  // (B, K, 1, D, S)
   at::Tensor scores = at::matmul(grouped(request.q, request.k.size(1)), keys).flatten(1, 2).mul_(request.scale);
-  if (request.softcap > 0) scores.div_(request.softcap).tanh_().mul_(request.softcap);
+  // tanh's gradient needs its own result, so that only what comes after it must be a new tensor.
+  if (request.softcap > 0) scores = scores.div_(request.softcap).tanh_() * request.softcap;
   scores.masked_fill_(visible_keys(request).logical_not_(), -std::numeric_limits<double>::infinity());
   // Softmax in fp32 for half types, as transformers' eager attention does.
   const auto wide = scores.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

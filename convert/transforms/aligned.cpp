@@ -116,7 +116,7 @@ double quick_error(const LayerProblem& problem, const ConversionRecipe& recipe, 
   solver.merge_values(/*alternate=*/false);
   LayerSolution solution;
   solver.write(solution);
-  return attention_output_error(problem, solution.weights, problem.windows.judged());
+  return attention_output_error(problem, solution.grouped_query(), problem.windows.judged());
 }
 
 /// The source's heads, reordered where a search finds groups that lose less on the calibration windows.

@@ -57,13 +57,14 @@ LayerSolution GroupedTransform::solve(const LayerProblem& problem, const Convers
   solution.warnings = cautions(problem.source, recipe);
   merge(problem, recipe, solution);
   if (!problem.teacher.defined()) return solution;
-  solution.output_error_before_refit = solution.output_error = attention_output_error(problem, solution.weights, problem.windows.measured());
+  solution.output_error_before_refit = solution.output_error =
+      attention_output_error(problem, solution.grouped_query(), problem.windows.measured());
   if (refits(recipe)) {
-    const OutputRefit refit = refit_output(problem, solution.weights, recipe.refit_lambdas);
-    solution.weights.o_proj = refit.o_proj;
-    solution.weights.o_bias = refit.o_bias;
+    const OutputRefit refit = refit_output(problem, solution.grouped_query(), recipe.refit_lambdas);
+    solution.grouped_query().o_proj = refit.o_proj;
+    solution.grouped_query().o_bias = refit.o_bias;
     solution.refit_lambda = refit.lambda;
-    solution.output_error = attention_output_error(problem, solution.weights, problem.windows.measured());
+    solution.output_error = attention_output_error(problem, solution.grouped_query(), problem.windows.measured());
   }
   return solution;
 }

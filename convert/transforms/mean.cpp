@@ -32,7 +32,7 @@ class PoolTransform : public GroupedTransform {
   }
   void merge(const LayerProblem& problem, const ConversionRecipe&, LayerSolution& solution) const override {
     solution.weights = problem.weights;
-    GroupedQueryWeights& w = solution.weights;
+    GroupedQueryWeights& w = solution.grouped_query();
     for (at::Tensor* rows : {&w.k_proj, &w.v_proj, &w.k_bias, &w.v_bias}) {
       if (rows->defined()) *rows = pool(grouped(*rows, problem.target.n_kv_heads, problem.target.head_dim));
     }

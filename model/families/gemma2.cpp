@@ -24,13 +24,6 @@ class Gemma2Family : public StandardFamily {
   std::string architecture() const override { return "Gemma2ForCausalLM"; }
   std::vector<std::string> model_types() const override { return {"gemma2"}; }
 
-  LayerWeights read_layer(const ModelConfig& config, int64_t layer, const TensorReader& read) const override {
-    LayerWeights w = StandardFamily::read_layer(config, layer, read);
-    w.pre_mlp_norm = read(layer_prefix(layer) + "pre_feedforward_layernorm.weight");
-    w.post_mlp_norm = read(layer_prefix(layer) + "post_feedforward_layernorm.weight");
-    return w;
-  }
-
  protected:
   FamilyDefaults defaults() const override {
     return {.n_kv_heads = 4,
@@ -60,8 +53,15 @@ class Gemma2Family : public StandardFamily {
     }
   }
 
-  std::vector<WeightSpec> mlp_and_norm_weights(const ModelConfig& config, const std::string& prefix) const override {
-    std::vector<WeightSpec> list = StandardFamily::mlp_and_norm_weights(config, prefix);
+  void read_mlp_and_norms(const ModelConfig& config, const std::string& prefix, const TensorReader& read,
+                          LayerWeights& w) const override {
+    StandardFamily::read_mlp_and_norms(config, prefix, read, w);
+    w.pre_mlp_norm = read(prefix + "pre_feedforward_layernorm.weight");
+    w.post_mlp_norm = read(prefix + "post_feedforward_layernorm.weight");
+  }
+
+  std::vector<WeightSpec> mlp_and_norm_specs(const ModelConfig& config, const std::string& prefix) const override {
+    std::vector<WeightSpec> list = StandardFamily::mlp_and_norm_specs(config, prefix);
     list.push_back({prefix + "pre_feedforward_layernorm.weight", {config.hidden_size}});
     list.push_back({prefix + "post_feedforward_layernorm.weight", {config.hidden_size}});
     return list;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/errors.h"
+#include "model/families/latent_tensors.h"
 
 namespace cinch {
 namespace {
@@ -176,8 +177,8 @@ Json StandardFamily::to_json(const ModelConfig& config) const {
   return json;
 }
 
-std::vector<WeightSpec> StandardFamily::attention_weights(const ModelConfig&, const AttentionSpec& spec,
-                                                          const std::string& prefix) const {
+std::vector<WeightSpec> StandardFamily::grouped_query_specs(const AttentionSpec& spec,
+                                                            const std::string& prefix) const {
   const int64_t q = spec.n_heads * spec.head_dim, kv = spec.n_kv_heads * spec.head_dim, e = spec.hidden_size;
   const std::string self = prefix + "self_attn.";
   std::vector<WeightSpec> list = {{self + "q_proj.weight", {q, e}},
@@ -197,8 +198,7 @@ std::vector<WeightSpec> StandardFamily::attention_weights(const ModelConfig&, co
   return list;
 }
 
-std::vector<WeightSpec> StandardFamily::mlp_and_norm_weights(const ModelConfig& config,
-                                                             const std::string& prefix) const {
+std::vector<WeightSpec> StandardFamily::mlp_and_norm_specs(const ModelConfig& config, const std::string& prefix) const {
   const int64_t e = config.hidden_size, f = config.intermediate_size;
   std::vector<WeightSpec> list = {{prefix + "mlp.gate_proj.weight", {f, e}},
                                   {prefix + "mlp.up_proj.weight", {f, e}},
@@ -217,12 +217,14 @@ std::vector<WeightSpec> StandardFamily::weights(const ModelConfig& config) const
   std::vector<WeightSpec> list = {{embedding_name(), {config.vocab_size, config.hidden_size}}};
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string prefix = layer_prefix(layer);
-    for (WeightSpec& weight : attention_weights(config, config.layers[static_cast<size_t>(layer)], prefix)) {
+    const AttentionSpec& spec = config.layers[static_cast<size_t>(layer)];
+    const bool latent = spec.kind == AttentionKind::latent;
+    for (WeightSpec& weight : latent ? latent_weight_specs(spec, prefix) : grouped_query_specs(spec, prefix)) {
       weight.layer = layer;
       weight.attention = true;
       list.push_back(std::move(weight));
     }
-    for (WeightSpec& weight : mlp_and_norm_weights(config, prefix)) {
+    for (WeightSpec& weight : mlp_and_norm_specs(config, prefix)) {
       weight.layer = layer;
       list.push_back(std::move(weight));
     }
@@ -234,22 +236,40 @@ std::vector<WeightSpec> StandardFamily::weights(const ModelConfig& config) const
 
 LayerWeights StandardFamily::read_layer(const ModelConfig& config, int64_t layer, const TensorReader& read) const {
   const AttentionSpec& spec = config.layers.at(static_cast<size_t>(layer));
-  const std::string prefix = layer_prefix(layer), self = prefix + "self_attn.";
+  const std::string prefix = layer_prefix(layer);
   LayerWeights w;
-  w.attention.q_proj = read(self + "q_proj.weight");
-  w.attention.k_proj = read(self + "k_proj.weight");
-  w.attention.v_proj = read(self + "v_proj.weight");
-  w.attention.o_proj = read(self + "o_proj.weight");
+  if (spec.kind == AttentionKind::latent) {
+    w.attention = read_latent(spec, prefix, read);
+  } else {
+    w.attention = read_grouped_query(spec, prefix, read);
+  }
+  read_mlp_and_norms(config, prefix, read, w);
+  return w;
+}
+
+GroupedQueryWeights StandardFamily::read_grouped_query(const AttentionSpec& spec, const std::string& prefix,
+                                                       const TensorReader& read) const {
+  const std::string self = prefix + "self_attn.";
+  GroupedQueryWeights w;
+  w.q_proj = read(self + "q_proj.weight");
+  w.k_proj = read(self + "k_proj.weight");
+  w.v_proj = read(self + "v_proj.weight");
+  w.o_proj = read(self + "o_proj.weight");
   if (spec.qkv_bias) {
-    w.attention.q_bias = read(self + "q_proj.bias");
-    w.attention.k_bias = read(self + "k_proj.bias");
-    w.attention.v_bias = read(self + "v_proj.bias");
+    w.q_bias = read(self + "q_proj.bias");
+    w.k_bias = read(self + "k_proj.bias");
+    w.v_bias = read(self + "v_proj.bias");
   }
-  if (spec.output_bias) w.attention.o_bias = read(self + "o_proj.bias");
+  if (spec.output_bias) w.o_bias = read(self + "o_proj.bias");
   if (spec.qk_norm) {
-    w.attention.q_norm = read(self + "q_norm.weight");
-    w.attention.k_norm = read(self + "k_norm.weight");
+    w.q_norm = read(self + "q_norm.weight");
+    w.k_norm = read(self + "k_norm.weight");
   }
+  return w;
+}
+
+void StandardFamily::read_mlp_and_norms(const ModelConfig& config, const std::string& prefix, const TensorReader& read,
+                                        LayerWeights& w) const {
   w.mlp.gate_proj = read(prefix + "mlp.gate_proj.weight");
   w.mlp.up_proj = read(prefix + "mlp.up_proj.weight");
   w.mlp.down_proj = read(prefix + "mlp.down_proj.weight");
@@ -260,11 +280,17 @@ LayerWeights StandardFamily::read_layer(const ModelConfig& config, int64_t layer
   }
   w.input_norm = read(prefix + "input_layernorm.weight");
   w.post_attention_norm = read(prefix + "post_attention_layernorm.weight");
-  return w;
 }
 
-NamedTensors StandardFamily::attention_tensors(const ModelConfig&, int64_t layer, const GroupedQueryWeights& w) const {
-  const std::string self = layer_prefix(layer) + "self_attn.";
+NamedTensors StandardFamily::attention_tensors(const ModelConfig&, int64_t layer,
+                                               const AttentionWeights& weights) const {
+  const std::string prefix = layer_prefix(layer);
+  if (const auto* latent = std::get_if<LatentWeights>(&weights)) return latent_tensors(prefix, *latent);
+  return grouped_query_tensors(prefix, std::get<GroupedQueryWeights>(weights));
+}
+
+NamedTensors StandardFamily::grouped_query_tensors(const std::string& prefix, const GroupedQueryWeights& w) const {
+  const std::string self = prefix + "self_attn.";
   NamedTensors tensors = {{self + "q_proj.weight", w.q_proj}, {self + "k_proj.weight", w.k_proj},
                           {self + "v_proj.weight", w.v_proj}, {self + "o_proj.weight", w.o_proj},
                           {self + "q_proj.bias", w.q_bias},   {self + "k_proj.bias", w.k_bias},

@@ -25,17 +25,23 @@ class StandardFamily : public ModelFamily {
   std::vector<WeightSpec> weights(const ModelConfig& config) const override;
   LayerWeights read_layer(const ModelConfig& config, int64_t layer, const TensorReader& read) const override;
   NamedTensors attention_tensors(const ModelConfig& config, int64_t layer,
-                                 const GroupedQueryWeights& weights) const override;
+                                 const AttentionWeights& weights) const override;
 
  protected:
   virtual FamilyDefaults defaults() const { return {}; }
   /// Sets what the family's config.json means beyond the common keys; `config.layers` holds n_layers equal specs by
   /// then.
   virtual void specialise(const JsonObject& json, ModelConfig& config) const = 0;
+  /// Grouped-query attention of one layer: what is stored, read and written again. Latent attention is the same in
+  /// every family (latent_tensors.h).
+  virtual std::vector<WeightSpec> grouped_query_specs(const AttentionSpec& spec, const std::string& prefix) const;
+  virtual GroupedQueryWeights read_grouped_query(const AttentionSpec& spec, const std::string& prefix,
+                                                 const TensorReader& read) const;
+  virtual NamedTensors grouped_query_tensors(const std::string& prefix, const GroupedQueryWeights& weights) const;
   /// Weights of one layer besides attention.
-  virtual std::vector<WeightSpec> mlp_and_norm_weights(const ModelConfig& config, const std::string& prefix) const;
-  virtual std::vector<WeightSpec> attention_weights(const ModelConfig& config, const AttentionSpec& spec,
-                                                    const std::string& prefix) const;
+  virtual std::vector<WeightSpec> mlp_and_norm_specs(const ModelConfig& config, const std::string& prefix) const;
+  virtual void read_mlp_and_norms(const ModelConfig& config, const std::string& prefix, const TensorReader& read,
+                                  LayerWeights& weights) const;
 };
 
 /// "model.layers.<layer>."

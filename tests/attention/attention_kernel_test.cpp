@@ -12,6 +12,7 @@ struct Shape {
   int64_t batch, heads, kv_heads, head_dim, queries, keys;
   int64_t first_query, first_key, window;
   double softcap;
+  int64_t value_dim = 0;  // 0: head_dim
 };
 
 AttentionRequest request_of(const Shape& shape, at::ScalarType dtype) {
@@ -19,7 +20,8 @@ AttentionRequest request_of(const Shape& shape, at::ScalarType dtype) {
   AttentionRequest request;
   request.q = at::randn({shape.batch, shape.heads, shape.queries, shape.head_dim}, at::kDouble).to(dtype);
   request.k = at::randn({shape.batch, shape.kv_heads, shape.keys, shape.head_dim}, at::kDouble).to(dtype);
-  request.v = at::randn({shape.batch, shape.kv_heads, shape.keys, shape.head_dim}, at::kDouble).to(dtype);
+  const int64_t value_dim = shape.value_dim > 0 ? shape.value_dim : shape.head_dim;
+  request.v = at::randn({shape.batch, shape.kv_heads, shape.keys, value_dim}, at::kDouble).to(dtype);
   request.first_query = shape.first_query;
   request.first_key = shape.first_key;
   request.scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
@@ -32,13 +34,13 @@ AttentionRequest request_of(const Shape& shape, at::ScalarType dtype) {
 at::Tensor by_hand(const AttentionRequest& request) {
   const at::Tensor q = request.q.to(at::kDouble), k = request.k.to(at::kDouble), v = request.v.to(at::kDouble);
   const int64_t group = q.size(1) / k.size(1);
-  at::Tensor out = at::zeros_like(q);
+  at::Tensor out = at::zeros({q.size(0), q.size(1), q.size(2), v.size(3)}, at::kDouble);
   for (int64_t b = 0; b < q.size(0); ++b) {
     for (int64_t h = 0; h < q.size(1); ++h) {
       for (int64_t i = 0; i < q.size(2); ++i) {
         const int64_t t = request.first_query + i;
         double total = 0;
-        at::Tensor sum = at::zeros({q.size(3)}, at::kDouble);
+        at::Tensor sum = at::zeros({v.size(3)}, at::kDouble);
         for (int64_t j = 0; j < k.size(2); ++j) {
           const int64_t s = request.first_key + j;
           if (s > t || (request.window > 0 && t - s >= request.window)) continue;
@@ -56,14 +58,18 @@ at::Tensor by_hand(const AttentionRequest& request) {
 
 const std::vector<Shape>& small_shapes() {
   static const std::vector<Shape> shapes = {
-      {2, 9, 3, 16, 7, 7, 0, 0, 0, 0},     // 9 heads of 3, causal
-      {1, 6, 6, 48, 5, 5, 0, 0, 3, 0},     // multi-head, window
-      {1, 6, 1, 8, 4, 9, 5, 0, 0, 0},      // multi-query, continues a cache
-      {1, 4, 2, 10, 1, 6, 5, 0, 0, 0},     // one new token
-      {1, 4, 2, 10, 1, 6, 9, 4, 4, 0},     // one new token, older ones dropped and beyond the window
-      {2, 6, 2, 12, 3, 8, 12, 7, 5, 0},    // a chunk with a window
-      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0},   // soft cap and window
-      {1, 6, 2, 16, 2, 9, 7, 0, 0, 30.0},  // soft cap, continues a cache
+      {2, 9, 3, 16, 7, 7, 0, 0, 0, 0},        // 9 heads of 3, causal
+      {1, 6, 6, 48, 5, 5, 0, 0, 3, 0},        // multi-head, window
+      {1, 6, 1, 8, 4, 9, 5, 0, 0, 0},         // multi-query, continues a cache
+      {1, 4, 2, 10, 1, 6, 5, 0, 0, 0},        // one new token
+      {1, 4, 2, 10, 1, 6, 9, 4, 4, 0},        // one new token, older ones dropped and beyond the window
+      {2, 6, 2, 12, 3, 8, 12, 7, 5, 0},       // a chunk with a window
+      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0},      // soft cap and window
+      {1, 6, 2, 16, 2, 9, 7, 0, 0, 30.0},     // soft cap, continues a cache
+      {2, 9, 3, 17, 7, 7, 0, 0, 0, 0, 11},    // narrower values
+      {1, 6, 6, 5, 4, 9, 5, 0, 3, 0, 12},     // wider values, window, continues a cache
+      {1, 6, 1, 16, 1, 6, 5, 0, 0, 0, 3},     // narrower values, one new token
+      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0, 10},  // narrower values, soft cap and window
   };
   return shapes;
 }
@@ -93,6 +99,24 @@ TEST(AttentionKernel, KernelsAgreeOnLongSequences) {
         at::matmul(attention_probabilities(request), request.v.repeat_interleave(shape.heads / shape.kv_heads, 1));
     EXPECT_LT((reference - whole).abs().max().item<double>(), 1e-12);
     EXPECT_LT((attend(request) - whole).abs().max().item<double>(), 1e-12);
+  }
+}
+
+// Latent attention's case: no copy of the values is made, whatever part of a longer cache the keys are.
+TEST(AttentionKernel, ValuesMayBeTheFirstColumnsOfTheKeys) {
+  for (const Shape& shape : {Shape{2, 9, 1, 24, 5, 8, 3, 0, 0, 0}, Shape{1, 6, 2, 24, 1, 8, 7, 0, 4, 0},
+                             Shape{1, 6, 1, 24, 8, 8, 0, 0, 3, 9.0}}) {
+    AttentionRequest request = request_of(shape, at::kDouble);
+    const at::Tensor cache = at::randn({shape.batch, shape.kv_heads, shape.keys + 5, shape.head_dim + 3}, at::kDouble);
+    request.k = cache.narrow(2, 2, shape.keys).narrow(3, 0, shape.head_dim);
+    request.v = request.k.narrow(3, 0, 10);
+    const at::Tensor expected = by_hand(request);
+    for (const AttentionKernel* kernel : attention_kernels()) {
+      if (!kernel->missing(request).empty()) continue;
+      EXPECT_LT((kernel->run(request) - expected).abs().max().item<double>(), 1e-12) << kernel->name();
+    }
+    request.v = request.k.narrow(3, 4, 10);  // not the first ones
+    EXPECT_LT((attend(request) - by_hand(request)).abs().max().item<double>(), 1e-12);
   }
 }
 

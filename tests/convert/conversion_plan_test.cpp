@@ -84,6 +84,27 @@ TEST(PlanConversion, PartialLayersAreForNativeFoldersOnly) {
               HasSubstr("0 to 3"));
 }
 
+TEST(PlanConversion, LatentLayersStayAsTheyAre) {
+  Json json = tiny_config({.layers = 3});
+  const Json grouped = {{"num_key_value_heads", 4}};
+  const Json latent = {{"kind", "latent"},      {"num_key_value_heads", 4}, {"kv_lora_rank", 9},
+                       {"qk_nope_head_dim", 8}, {"qk_rope_head_dim", 0},    {"v_head_dim", 8}};
+  json["cinch"] = {{"layers", {grouped, latent, grouped}}};
+  const ConfigOnlySource source(json);
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe_to("mqa"), {.output = "out", .format = "native"}); }),
+              testing::AllOf(HasSubstr("layer 1 has latent attention already"), HasSubstr("converted from")));
+  ConversionRecipe recipe = recipe_to("mqa");
+  recipe.layers = {0, 2};
+  EXPECT_THAT(fault_of([&] { plan_conversion(source, recipe, {.output = "out"}); }), HasSubstr("--format native"));
+  const ConversionPlan plan = plan_conversion(source, recipe, {.output = "out", .format = "native"});
+  EXPECT_EQ(plan.target.layers[1], source.config().layers[1]);
+  EXPECT_EQ(plan.to_json()["target"]["layers"][1]["kind"], "latent");
+  for (const RuntimeVerdict& verdict : plan.runtimes) {
+    EXPECT_FALSE(verdict.loads) << verdict.name;
+    EXPECT_EQ(verdict.rule, "latent-attention");
+  }
+}
+
 TEST(PlanConversion, ShortensWindowsToTheModelsContext) {
   const ConfigOnlySource source(tiny_config({.context = 64}));
   const ConversionPlan plan = plan_conversion(source, recipe_to("mqa"), {.output = "out"});

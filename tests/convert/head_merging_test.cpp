@@ -155,7 +155,7 @@ class HeadMerging : public testing::TestWithParam<Case> {
     recipe.calibration_window = stream_.size(1);
     const LayerProblem p = problem(weights);
     LayerSolution solution = transform(method).solve(p, recipe);
-    solution.weights.check(p.target);
+    solution.grouped_query().check(p.target);
     return solution;
   }
   at::Tensor run(const GroupedQueryWeights& weights, int64_t kv_heads) const {
@@ -184,7 +184,7 @@ class HeadMerging : public testing::TestWithParam<Case> {
 TEST_P(HeadMerging, CopiesMergeWithoutLoss) {
   const GroupedQueryWeights w = with_copies();
   for (const Transform* method : transforms()) {
-    EXPECT_LT(error(w, solve(w, method->name()).weights), kExact) << method->name();
+    EXPECT_LT(error(w, solve(w, method->name()).grouped_query()), kExact) << method->name();
   }
 }
 
@@ -195,8 +195,8 @@ TEST_P(HeadMerging, CopiesInOtherCoordinatesMergeWithoutLoss) {
     change_gauge(c(), turned, k, /*unitary=*/true);
     change_gauge(c(), scaled, k, /*unitary=*/false);
   }
-  EXPECT_LT(error(turned, solve(turned, "procrustes").weights), kExact);
-  EXPECT_LT(error(scaled, solve(scaled, "aligned").weights), kExact);
+  EXPECT_LT(error(turned, solve(turned, "procrustes").grouped_query()), kExact);
+  EXPECT_LT(error(scaled, solve(scaled, "aligned").grouped_query()), kExact);
 }
 
 TEST_P(HeadMerging, ScatteredCopiesAreFound) {
@@ -206,7 +206,7 @@ TEST_P(HeadMerging, ScatteredCopiesAreFound) {
     for (int64_t j = 0; j < c().target; ++j) order.push_back(j * g + i);
   }
   const GroupedQueryWeights w = permuted(c(), with_copies(), order);
-  EXPECT_LT(error(w, solve(w, "aligned").weights), kExact);
+  EXPECT_LT(error(w, solve(w, "aligned").grouped_query()), kExact);
 }
 
 TEST_P(HeadMerging, TheGaugeOfTheSourceDoesNotMatter) {
@@ -219,7 +219,7 @@ TEST_P(HeadMerging, TheGaugeOfTheSourceDoesNotMatter) {
   }
   for (int64_t k = 0; k < c().kv_heads; ++k) change_gauge(c(), other, k, /*unitary=*/false);
   const LayerSolution first = solve(w, "aligned"), second = solve(other, "aligned");
-  const at::Tensor a = run(first.weights, c().target), b = run(second.weights, c().target);
+  const at::Tensor a = run(first.grouped_query(), c().target), b = run(second.grouped_query(), c().target);
   EXPECT_LT(((a - b).abs().max() / a.abs().max()).item<double>(), kExact);
 }
 
@@ -229,7 +229,7 @@ TEST_P(HeadMerging, TheOrderOfHeadsDoesNotMatter) {
   for (int64_t k = c().kv_heads - 1; k >= 0; --k) order.push_back(k);
   const GroupedQueryWeights other = permuted(c(), w, order);
   const LayerSolution first = solve(w, "aligned"), second = solve(other, "aligned");
-  const at::Tensor a = run(first.weights, c().target), b = run(second.weights, c().target);
+  const at::Tensor a = run(first.grouped_query(), c().target), b = run(second.grouped_query(), c().target);
   EXPECT_LT(((a - b).abs().max() / a.abs().max()).item<double>(), kExact);
 }
 

@@ -10,6 +10,7 @@
 
 #include "checkpoints/checkpoint_format.h"
 #include "core/files.h"
+#include "model/mixed_layers.h"
 #include "model/model_source.h"
 
 namespace cinch {
@@ -75,7 +76,9 @@ class ConfigOnlySource : public ModelSource {
  public:
   explicit ConfigOnlySource(const Json& json)
       : family_(&family_of_config(JsonObject(json, "config.json"))),
-        config_(family_->parse(JsonObject(json, "config.json"))) {}
+        config_(family_->parse(JsonObject(json, "config.json"))) {
+    read_layer_list(JsonObject(json, "config.json"), config_);
+  }
   const std::filesystem::path& path() const override { return path_; }
   const ModelConfig& config() const override { return config_; }
   const ModelFamily& family() const override { return *family_; }

@@ -6,7 +6,6 @@
 #include <fstream>
 
 #include "core/errors.h"
-#include "core/program_paths.h"
 #include "tests/support/assets.h"
 
 namespace cinch {
@@ -51,17 +50,6 @@ TEST(Plugin, DevicesAreDescribedOrTheReasonIsTold) {
     EXPECT_THAT(std::string(error.what()), testing::AnyOf(HasSubstr("libcinch_cuda.so"), HasSubstr("no CUDA device")));
     EXPECT_THAT(error.help(), HasSubstr("--device cpu"));
   }
-}
-
-TEST(ProgramPaths, TheProgramsFolderIsThatOfThisTest) {
-  EXPECT_TRUE(std::filesystem::exists(program_folder() / "core_test"));
-}
-
-TEST(ProgramPaths, BundledFilesAreFoundFromABuildInsideTheCheckout) {
-  const std::filesystem::path folder = bundled_folder("calibration");
-  ASSERT_FALSE(folder.empty());
-  EXPECT_TRUE(std::filesystem::exists(folder / "README.md"));
-  EXPECT_TRUE(bundled_folder("a-folder-that-nobody-has").empty());
 }
 
 }  // namespace

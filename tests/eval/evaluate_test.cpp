@@ -4,6 +4,8 @@
 #include "core/errors.h"
 #include "eval/perplexity.h"
 #include "tests/eval/golden.h"
+#include "tests/model/latent_model.h"
+#include "tests/support/assets.h"
 
 namespace cinch {
 namespace {
@@ -63,6 +65,20 @@ TEST(Evaluate, MeasuresTheCache) {
   const EvalReport report = run("ppl-gptq-48", false);
   EXPECT_EQ(report.kv_bytes_per_token, 2 * 2 * 3 * 4 * 2);  // layers x (k, v) x 3 KV heads x 4 x 2 bytes
   EXPECT_FALSE(report.fidelity.has_value());
+}
+
+TEST(Evaluate, MeasuresTheCacheOfLatentLayers) {
+  const auto source = golden_model("model");
+  const LatentModel model = with_latent_layers(*source, {{1, {.rank = 9, .nope = 3, .rotary = 4, .value = 5}}});
+  TempFolder folder;
+  write_latent_model(model, *source, {.output = folder / "out", .format = "native"});
+  EvalOptions options;
+  options.protocol = parse_protocol("ppl-gptq-48");
+  const auto ids = golden_eval()["ids"].get<std::vector<int64_t>>();
+  const EvalReport report = evaluate(ModelSource::open(folder / "out"), source, ids, options);
+  EXPECT_EQ(report.kv_bytes_per_token, 2 * (2 * 3 * 4 + 9 + 4));  // one layer of 3 KV heads x 4, one latent
+  EXPECT_DOUBLE_EQ(report.kv_ratio, 37.0 / 48);
+  EXPECT_GT(report.fidelity->kl_mean, 0);
 }
 
 TEST(Evaluate, FloatEqualsDouble) {

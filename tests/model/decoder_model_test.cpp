@@ -66,7 +66,8 @@ TEST(LayerStream, ReplacedAttentionAndSkippedLayers) {
   LayerStream stream(golden.open(), golden.ids(), {});
   EXPECT_EQ(stream.hidden().sizes(), (std::vector<int64_t>{2, golden.ids().size(1), 48}));
   const DecoderLayer layer = stream.load_layer();
-  const DecoderLayer same = layer.with_attention(layer.attention());
+  const DecoderLayer same =
+      layer.with_attention(make_attention(layer.attention().spec(), layer.grouped_query_attention().weights()));
   EXPECT_TRUE(at::equal(same.forward(stream.hidden()), layer.forward(stream.hidden())));
   const at::Tensor h = stream.hidden();
   const at::Tensor by_parts =

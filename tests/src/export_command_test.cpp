@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 
 #include "core/files.h"
+#include "tests/model/latent_model.h"
 #include "tests/src/run_cinch.h"
 
 namespace cinch {
@@ -34,8 +35,25 @@ TEST_P(ExportFormat, KeepsTheFunctionAndRefusesToReplace) {
   EXPECT_THAT(again.err, testing::HasSubstr("--force"));
   EXPECT_EQ(run_cinch({"export", stories_model(), out, "--format", format, "--force", "-q"}).code, 0);
 }
-INSTANTIATE_TEST_SUITE_P(Formats, ExportFormat, testing::Values("hf", "gguf", "hdf5", "safetensors"),
+INSTANTIATE_TEST_SUITE_P(Formats, ExportFormat, testing::Values("hf", "gguf", "native", "hdf5", "safetensors"),
                          [](const auto& test) { return test.param; });
+
+TEST(ExportCommand, LatentModelsGoIntoNativeFoldersOnly) {
+  const auto source = ModelSource::open(stories_model());
+  const TempFolder folder;
+  const std::string in = (folder / "in").string(), out = (folder / "out").string();
+  write_latent_model(with_latent_layers(*source, {{0, {.rank = 16, .nope = 6, .rotary = 4, .value = 8}}}), *source,
+                     {.output = in, .format = "native"});
+  for (const char* format : {"hf", "gguf", "safetensors"}) {
+    const Outcome outcome = run_cinch({"export", in, out, "--format", format});
+    EXPECT_EQ(outcome.code, 4) << format;
+    EXPECT_THAT(outcome.err, testing::AllOf(testing::HasSubstr("latent"), testing::HasSubstr("--format native")));
+    EXPECT_FALSE(std::filesystem::exists(out)) << format;
+  }
+  ASSERT_EQ(run_cinch({"export", in, out, "--format", "hdf5", "-q"}).code, 0);
+  EXPECT_EQ(run_cinch({"verify", out}).code, 0);
+  EXPECT_NEAR(perplexity(out), perplexity(in), 1e-9 * perplexity(in));
+}
 
 TEST(ExportCommand, HalfPrecisionHalvesTheFile) {
   const TempFolder folder;

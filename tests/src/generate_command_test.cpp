@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include "tests/model/latent_model.h"
 #include "tests/src/run_cinch.h"
 
 namespace cinch {
@@ -29,6 +30,18 @@ TEST(GenerateCommand, SeedsDecideTheSample) {
   };
   EXPECT_EQ(sample("1"), sample("1"));
   EXPECT_NE(sample("1"), sample("2"));
+}
+
+TEST(GenerateCommand, RunsLatentLayers) {
+  const auto source = ModelSource::open(stories_model());
+  TempFolder folder;
+  write_latent_model(with_latent_layers(*source, {{3, {.rank = 16, .nope = 6, .rotary = 4, .value = 8}}}), *source,
+                     {.output = folder / "out", .format = "native"});
+  const Outcome outcome =
+      run_cinch({"generate", (folder / "out").string(), "--prompt", "Once upon a time", "-n", "12", "--json"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.json()["ids"].size(), 12u);
+  EXPECT_EQ(outcome.json()["kv_bytes_per_token"], (4 * 2 * 4 * 8 + 20) * 4);  // fp32 cache
 }
 
 TEST(GenerateCommand, NeedsATokenizer) {

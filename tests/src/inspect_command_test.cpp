@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include "tests/model/latent_model.h"
 #include "tests/src/run_cinch.h"
 
 namespace cinch {
@@ -28,6 +29,30 @@ TEST(InspectCommand, JsonKeys) {
   EXPECT_EQ(json["parameters"], 61 * 36 + 2 * (2 * 36 * 36 + 2 * 12 * 36 + 3 * 20 * 36 + 2 * 36) + 36);
   EXPECT_EQ(json["dtype"], "float32");
   EXPECT_FALSE(json.contains("tensors"));
+}
+
+TEST(InspectCommand, ShowsLatentLayers) {
+  const auto source = ModelSource::open(tiny_model());
+  TempFolder folder;
+  write_latent_model(with_latent_layers(*source, {{1, {.rank = 9, .nope = 3, .rotary = 4, .value = 5}}}), *source,
+                     {.output = folder / "out", .format = "hdf5"});
+  const Outcome outcome = run_cinch({"inspect", (folder / "out").string(), "--json"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const Json layers = outcome.json()["layers"];
+  EXPECT_EQ(layers[0]["kind"], "grouped_query");
+  EXPECT_TRUE(layers[0]["kv_lora_rank"].is_null());
+  EXPECT_EQ(layers[1]["kind"], "latent");
+  EXPECT_EQ(layers[1]["n_kv_heads"], 3);
+  EXPECT_EQ(layers[1]["kv_lora_rank"], 9);
+  EXPECT_EQ(layers[1]["qk_nope_head_dim"], 3);
+  EXPECT_EQ(layers[1]["qk_rope_head_dim"], 4);
+  EXPECT_EQ(layers[1]["v_head_dim"], 5);
+  EXPECT_EQ(layers[1]["key_scale_tail"], false);
+  EXPECT_EQ(layers[1]["kv_elements"], 13);
+  EXPECT_EQ(outcome.json()["kv_bytes_per_token"], 2 * (24 + 13));
+  const Outcome text = run_cinch({"inspect", (folder / "out").string()});
+  EXPECT_THAT(text.out, testing::ContainsRegex("1 +MLA +9 +3 +4 +9 +4 +- +13 +26"));
+  EXPECT_THAT(text.out, testing::ContainsRegex("0 +GQA +9 +3 +4 +- +- +- +24 +48"));
 }
 
 TEST(InspectCommand, ListsTensors) {
