@@ -8,6 +8,7 @@
 #include "convert/solvers/joint_pca.h"
 #include "convert/solvers/latent_output_refit.h"
 #include "convert/solvers/latent_query_refit.h"
+#include "convert/solvers/latent_weights.h"
 #include "core/errors.h"
 #include "tests/convert/latent_case.h"
 
@@ -165,7 +166,7 @@ TEST_P(LatentSolvers, TheQueryRefitsLossIsTheWeightedVarianceOfTheLogitError) {
         at::Tensor error = own - latent;
         if (c().softcap > 0) error = error * (1 - at::tanh(own * layer.heads.spec.scale / c().softcap).square());
         const at::Tensor p = layer.stream.probabilities(x.q, x.k)[h];
-        const at::Tensor variance = (p * error.square()).sum(1) - (p * error).sum(1).square();
+        const at::Tensor variance = (p * (error - (p * error).sum(1, true)).square()).sum(1);
         expected[h] += variance.index_select(0, refit.positions()[w]).sum() / 35;
       }
     }
@@ -199,6 +200,20 @@ TEST_P(LatentSolvers, TheOutputRefitLowersTheError) {
     EXPECT_LT(after, before);
     EXPECT_GE(refit.lambda, 0);
     EXPECT_EQ(maps.o_bias.defined(), bias || c().output_bias);
+  }
+}
+
+TEST_P(LatentSolvers, TheModuleOfTheWeightsComputesWhatTheMapsDo) {
+  const LatentLayer layer(c(), weights_, teacher_);
+  LatentMaps maps = layer.fit(11, 8);
+  for (const bool bias : {false, true}) {
+    if (bias) refit_latent_output(layer.problem, layer.stream, layer.heads, {}, maps);
+    const LatentLayerWeights made = latent_weights(weights_, layer.heads, maps);
+    EXPECT_EQ(made.spec.kv_elements(), 19 + (c().qk_norm ? c().kv_heads : 0));
+    for (const LatentForm form : {LatentForm::absorbed, LatentForm::unabsorbed}) {
+      const at::Tensor y = LatentAttention(made.spec, made.weights, form).forward(teacher_, 0, 0, nullptr);
+      EXPECT_LT(largest_difference(y, layer.converted(maps)), kExact);
+    }
   }
 }
 
