@@ -120,12 +120,19 @@ UpMapMoments up_map_moments(const HeadStream& stream, const SourceHeads& heads, 
     const Projections x = stream.project(w);
     const at::Tensor z = joint_rows(x), c = at::matmul(z, encode), keys = z.slice(1, 0, unrotated.size(1));
     for (int64_t h = 0; h < n; ++h) {
-      const HeadAttention a = attention.head(x, h);
-      const at::Tensor weighted = c * a.weights.sum(0).unsqueeze(1), mean = at::matmul(a.p, c);
+      at::Tensor key_weights = at::zeros({stream.tokens()}, stream.options());
+      at::Tensor mean = at::empty_like(c), output = at::empty_like(x.q[h]);
+      attention.for_each_block(x, h, [&](const HeadBlock& block) {
+        const int64_t end = block.weights.size(1);
+        key_weights.slice(0, 0, end).add_(block.weights.sum(0));
+        mean.slice(0, block.first, end).copy_(at::matmul(block.p, c.slice(0, 0, end)));
+        output.slice(0, block.first, end).copy_(block.output);
+      });
+      const at::Tensor weighted = c * key_weights.unsqueeze(1);
       m.key_gram[h] += fp64(at::matmul(weighted.transpose(0, 1), c));
       m.key_cross[h] += fp64(at::matmul(at::matmul(keys, unrotated[h]).transpose(0, 1), weighted));
       m.mean_gram[h] += fp64(at::matmul(mean.transpose(0, 1), mean));
-      m.mean_cross[h] += fp64(at::matmul(a.output.transpose(0, 1), mean));
+      m.mean_cross[h] += fp64(at::matmul(output.transpose(0, 1), mean));
     }
   }
   const double tokens = static_cast<double>(stream.fit().size()) * static_cast<double>(stream.tokens());

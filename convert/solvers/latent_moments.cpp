@@ -10,6 +10,8 @@
 namespace cinch {
 namespace {
 
+constexpr int64_t kBlock = 256;  // queries
+
 at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
 
 at::Tensor gram(const at::Tensor& rows) { return fp64(at::matmul(rows.transpose(0, 1), rows)); }
@@ -19,34 +21,44 @@ at::Tensor gram(const at::Tensor& rows) { return fp64(at::matmul(rows.transpose(
 at::Tensor joint_rows(const Projections& x) { return at::cat({x.linear_keys(), x.v}, 0).transpose(0, 1).flatten(1, 2); }
 
 WeighedAttention::WeighedAttention(const HeadStream& stream, const SourceHeads& heads)
-    : heads_(heads),
-      table_(stream.table()),
-      mask_(causal_mask(heads.spec, at::arange(stream.tokens(), at::kLong), stream.tokens(), stream.options())),
-      metric_(at::bmm(heads.o.transpose(1, 2), heads.o).to(stream.options())) {}
+    : heads_(heads), table_(stream.table()), metric_(at::bmm(heads.o.transpose(1, 2), heads.o).to(stream.options())) {
+  for (int64_t first = 0; first < stream.tokens(); first += kBlock) {
+    const int64_t end = std::min(first + kBlock, stream.tokens());
+    masks_.push_back(causal_mask(heads.spec, at::arange(first, end, at::kLong), end, stream.options()));
+  }
+}
 
-HeadAttention WeighedAttention::head(const Projections& x, int64_t h) const {
+void WeighedAttention::for_each_block(const Projections& x, int64_t h,
+                                      const std::function<void(const HeadBlock&)>& use) const {
   const int64_t kv = h / heads_.rep();
-  const at::Tensor &v = x.v[kv], &metric = metric_[h];
-  const at::Tensor scores = at::matmul(rotate(x.q[h], table_), rotate(x.k[kv], table_).transpose(0, 1));
-  const SoftmaxRows rows = softmax_rows(heads_.spec, scores, mask_);
-  HeadAttention result{rows.p, {}, at::matmul(rows.p, v)};
+  const at::Tensor &v = x.v[kv], metric = metric_[h];
+  const at::Tensor q = rotate(x.q[h], table_), k = rotate(x.k[kv], table_);
   const at::Tensor value_power = (at::matmul(v, metric) * v).sum(1);
-  const at::Tensor seen = at::matmul(result.output, metric);
-  const at::Tensor output_power = (seen * result.output).sum(1, /*keepdim=*/true);
-  at::Tensor weights = at::matmul(seen, v.transpose(0, 1)).mul_(-2).add_(value_power).add_(output_power).clamp_min_(0);
-  weights.mul_(rows.p).mul_(rows.p);
-  if (rows.slope.defined()) weights.mul_(rows.slope.square());
-  if (x.k_scale.defined()) weights.mul_(x.k_scale[kv].squeeze(1).square());
-  result.weights = weights;
-  return result;
+  HeadBlock block;
+  for (const at::Tensor& mask : masks_) {
+    const int64_t end = mask.size(1);
+    const at::Tensor keys = k.slice(0, 0, end), values = v.slice(0, 0, end);
+    const SoftmaxRows rows =
+        softmax_rows(heads_.spec, at::matmul(q.slice(0, block.first, end), keys.transpose(0, 1)), mask);
+    block.p = rows.p;
+    block.output = at::matmul(rows.p, values);
+    const at::Tensor seen = at::matmul(block.output, metric);
+    const at::Tensor output_power = (seen * block.output).sum(1, /*keepdim=*/true);
+    block.weights = at::addmm(output_power, seen, values.transpose(0, 1), 1, -2);
+    block.weights.add_(value_power.slice(0, 0, end)).clamp_min_(0).mul_(rows.p).mul_(rows.p);
+    if (rows.slope.defined()) block.weights.mul_(rows.slope.square());
+    if (x.k_scale.defined()) block.weights.mul_(x.k_scale[kv].slice(0, 0, end).squeeze(1).square());
+    use(block);
+    block.first = end;
+  }
 }
 
 at::Tensor lag_sums(const at::Tensor& weights) {
-  const int64_t t = weights.size(0);
-  // Element (t, t - D) lies at t (T + 1) - D: with a row of zeros in front, each lag is a column of a skewed view.
-  // Where t < D the view meets keys after a query, which weigh nothing.
-  const at::Tensor padded = at::cat({at::zeros({t}, weights.options()), weights.flatten()});
-  return padded.as_strided({t, t}, {t + 1, 1}, 1).sum(0, /*keepdim=*/false, at::kDouble).flip(0);
+  const int64_t m = weights.size(0), s = weights.size(1);
+  // With S zeros in front, element (i, S - M + i - D) lies at i (S + 1) + 2S - M - D: each lag is a column of a skewed
+  // view. Where a query has no key at a lag, the view meets keys after a query, which weigh nothing.
+  const at::Tensor padded = at::cat({at::zeros({s}, weights.options()), weights.flatten()});
+  return padded.as_strided({m, s}, {s + 1, 1}, s - m + 1).sum(0, /*keepdim=*/false, at::kDouble).flip(0);
 }
 
 LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads) {
@@ -70,17 +82,20 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
     m.joint += gram(later);
     m.first += gram(first);
     m.joint_mean += later.sum(0, /*keepdim=*/false, at::kDouble);
-    std::vector<at::Tensor> outputs;
+    at::Tensor outputs = at::empty_like(x.q);
     for (int64_t h = 0; h < n; ++h) {
-      const HeadAttention a = attention.head(x, h);
-      m.query[h] += fp64(at::matmul((x.q[h] * a.weights.sum(1, true)).transpose(0, 1), x.q[h]));
-      m.output[h] += gram(a.output);
-      m.output_mean[h] += a.output.sum(0, /*keepdim=*/false, at::kDouble);
-      a.weights.select(1, 0).zero_();
-      m.lags[h] += lag_sums(a.weights);
-      outputs.push_back(a.output);
+      attention.for_each_block(x, h, [&](const HeadBlock& block) {
+        const int64_t end = block.weights.size(1);
+        const at::Tensor q = x.q[h].slice(0, block.first, end);
+        m.query[h] += fp64(at::matmul((q * block.weights.sum(1, true)).transpose(0, 1), q));
+        outputs[h].slice(0, block.first, end).copy_(block.output);
+        block.weights.select(1, 0).zero_();
+        m.lags[h].slice(0, 0, end).add_(lag_sums(block.weights));
+      });
+      m.output[h] += gram(outputs[h]);
+      m.output_mean[h] += outputs[h].sum(0, /*keepdim=*/false, at::kDouble);
     }
-    m.output_energy += stream.output(at::stack(outputs)).slice(0, 1).square().sum(at::kDouble).item<double>();
+    m.output_energy += stream.output(outputs).slice(0, 1).square().sum(at::kDouble).item<double>();
   }
   const double tokens = windows * static_cast<double>(t),
                later = windows * static_cast<double>(std::max<int64_t>(t - 1, 1));

@@ -10,28 +10,32 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+#include <vector>
+
 #include "convert/solvers/source_heads.h"
 
 namespace cinch {
 
-/// One head on one window, in the problem's dtype.
-struct HeadAttention {
-  at::Tensor p;        // (T, T)
-  at::Tensor weights;  // (T, T) w, rows are queries
-  at::Tensor output;   // (T, D) before o_proj
+/// Adjacent queries of one head and the keys up to the last of them, in the problem's dtype.
+struct HeadBlock {
+  int64_t first = 0;   // position of query 0
+  at::Tensor p;        // (M, S), S = first + M
+  at::Tensor weights;  // (M, S) w
+  at::Tensor output;   // (M, D) before o_proj
 };
 
-/// Attention of the original model, head by head.
+/// Attention of the original model, head by head, in blocks of queries: keys after a block cost nothing.
 class WeighedAttention {
  public:
   WeighedAttention(const HeadStream& stream, const SourceHeads& heads);
-  HeadAttention head(const Projections& x, int64_t h) const;
+  void for_each_block(const Projections& x, int64_t h, const std::function<void(const HeadBlock&)>& use) const;
 
  private:
   const SourceHeads& heads_;
   const RotationTable& table_;
-  at::Tensor mask_;    // (T, T)
-  at::Tensor metric_;  // (H, D, D) W_O^T W_O
+  std::vector<at::Tensor> masks_;  // of each block
+  at::Tensor metric_;              // (H, D, D) W_O^T W_O
 };
 
 /// fp64, in internal coordinates (rotation.h). z = [k; v] of all KV heads, before RoPE, 2KD numbers. Means are over all
@@ -54,7 +58,8 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
 
 /// z of every token, (T, 2KD).
 at::Tensor joint_rows(const Projections& x);
-/// Sums of weights (T, T) over the queries, per lag, (T) fp64. Keys after their query must have weight 0.
+/// Sums of weights (M, S) over the queries, per lag, (S) fp64. Queries are the last M positions of S; keys after their
+/// query must have weight 0.
 at::Tensor lag_sums(const at::Tensor& weights);
 
 }  // namespace cinch

@@ -2,6 +2,7 @@
 // larger cache, and depend on nothing that does not change the model's function.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 
@@ -100,14 +101,6 @@ TEST_P(LatentSolvers, LeastSquaresLossFallsWithEveryNumberOfTheLatent) {
     last_value = value;
     last_kept = fit.kept_energy_k + fit.kept_energy_v;
   }
-}
-
-TEST_P(LatentSolvers, TheLagLawOfAHeadCountsEveryWeightOnce) {
-  const LatentLayer layer(c(), weights_, teacher_);
-  const at::Tensor weights = at::rand({7, 7}, at::kDouble).tril();
-  const at::Tensor sums = lag_sums(weights);
-  for (int64_t lag = 0; lag < 7; ++lag)
-    EXPECT_NEAR(sums[lag].item<double>(), weights.diagonal(-lag).sum().item<double>(), 1e-14) << lag;
 }
 
 TEST_P(LatentSolvers, TheGaugeOfTheSourceDoesNotMatter) {
@@ -306,6 +299,39 @@ TEST_F(SharedSlots, ImpossibleSizesAreRefused) {
   EXPECT_THROW(latent_basis(layers_[0]->heads, layers_[0]->moments, rotary, 0), UsageError);
   EXPECT_THROW(latent_basis(layers_[0]->heads, layers_[0]->moments, rotary, 2 * case_.all_keys() - 7), UsageError);
   EXPECT_THROW(folded_rotary_maps(layers_[0]->heads, layers_[0]->moments.joint, 6, 4), UsageError);
+}
+
+TEST(LatentMoments, LagsOfABlockOfQueriesCountEveryWeightOnce) {
+  at::manual_seed(2);
+  const at::Tensor all = at::rand({9, 9}, at::kDouble).tril();
+  for (const int64_t first : {0, 1, 5, 8}) {
+    const at::Tensor sums = lag_sums(all.slice(0, first));
+    ASSERT_EQ(sums.size(0), 9);
+    for (int64_t lag = 0; lag < 9; ++lag) {
+      double expected = 0;
+      for (int64_t t = std::max(first, lag); t < 9; ++t) expected += all[t][t - lag].item<double>();
+      EXPECT_NEAR(sums[lag].item<double>(), expected, 1e-14) << first << " " << lag;
+    }
+  }
+}
+
+TEST(LatentMoments, WindowsOfSeveralBlocksAgreeWithTheDefinition) {
+  at::manual_seed(3);
+  const LatentCase c{.name = "", .heads = 2, .kv_heads = 1, .head_dim = 4};
+  const int64_t t = 300;
+  const LatentLayer layer(c, c.random_weights(), at::randn({1, t, c.hidden()}, at::kDouble));
+  const Projections x = layer.stream.project(0);
+  const at::Tensor p = layer.stream.probabilities(x.q, x.k);
+  for (int64_t h = 0; h < 2; ++h) {
+    const at::Tensor away = x.v[0].unsqueeze(0) - at::matmul(p[h], x.v[0]).unsqueeze(1);  // (T, T, D)
+    const at::Tensor w = at::matmul(away, layer.heads.o[h].t()).square().sum(2) * p[h].square();
+    const at::Tensor query = at::matmul((x.q[h] * w.sum(1, true)).t(), x.q[h]) / t;
+    EXPECT_LT(largest_difference(layer.moments.query[h], query), kExact);
+    for (const int64_t lag : {0, 1, 99, 280})
+      EXPECT_NEAR(layer.moments.lags[h][lag].item<double>(), w.slice(1, 1).diagonal(-1 - lag).sum().item<double>() / t,
+                  1e-12)
+          << lag;
+  }
 }
 
 TEST_F(SharedSlots, MomentsAreTheSameEveryTime) {
