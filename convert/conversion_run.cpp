@@ -91,8 +91,10 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   for (const auto& [name, tensor] : in_.source->family().attention_tensors(target, layer, solution.weights)) {
     const Dtype dtype = stored_dtype(tensor);
     const at::Tensor rounded = tensor.to(at::kCPU, torch_dtype(dtype)).contiguous();
-    if (!at::isfinite(tensor).all().item<bool>())
-      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name));
+    if (!at::isfinite(tensor).all().item<bool>()) {
+      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name),
+                  "`cinch verify MODEL` tells whether the source holds NaN or infinity");
+    }
     if (!at::isfinite(rounded).all().item<bool>()) {
       throw UnsupportedError(
           fmt::format("tensor \"{}\" has values outside of the range of {}", name, dtype_name(dtype)),
@@ -141,7 +143,7 @@ void ConversionRun::run_layers() {
   const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
   Progress progress({.phase = "convert", .unit = "layers", .total = total, .index = 1, .count = 3});
   for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
-    with_context(fmt::format("while converting layer {}", layer), [&] {
+    with_context(fmt::format("converting layer {}", layer), [&] {
       const DecoderLayer original = teacher_.load_layer();
       if (in_.plan.converted[static_cast<size_t>(layer)] && !in_.partial.has_layer(layer)) solve_layer(layer, original);
       teacher_.advance(original);
