@@ -41,6 +41,19 @@ Json layer_report(int64_t layer, const LayerSolution& solution) {
           {"warnings", solution.warnings}};
 }
 
+/// Solvers fail on NaN in ways that do not tell where it came from.
+void check_finite(const LayerProblem& problem) {
+  const GroupedQueryWeights& w = problem.weights;
+  for (const at::Tensor* tensor : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &problem.teacher}) {
+    if (!tensor->isfinite().all().item<bool>()) {
+      throw CheckpointError(tensor == &problem.teacher
+                                ? "the original model computes values that are not finite before this layer"
+                                : "the attention weights of this layer hold values that are not finite",
+                            "`cinch verify MODEL` tells whether the source holds NaN or infinity");
+    }
+  }
+}
+
 }  // namespace
 
 ConversionRun::ConversionRun(Inputs inputs)
@@ -85,6 +98,7 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   problem.attention_input = [&](const at::Tensor& h) { return original.attention_input(h); };
   problem.attention_residual = [&](const at::Tensor& out) { return original.attention_residual(out); };
   problem.output_bias_allowed = target.layers[index].output_bias;
+  check_finite(problem);
   const LayerSolution solution = transform(in_.plan.recipe.method).solve(problem, in_.plan.recipe);
 
   std::map<std::string, PartialFolder::StoredTensor> stored;

@@ -40,7 +40,9 @@ struct LatentCase {
     return spec;
   }
   GroupedQueryWeights random_weights() const {
-    const auto random = [](std::vector<int64_t> shape) { return at::randn(shape, at::kDouble) * 0.4; };
+    // Scores of a few units, so that the softmax is neither flat nor one key's.
+    const double size = 1.5 / std::sqrt(static_cast<double>(hidden()));
+    const auto random = [&](std::vector<int64_t> shape) { return at::randn(shape, at::kDouble) * size; };
     const int64_t q = heads * head_dim, kv = all_keys();
     GroupedQueryWeights w{.q_proj = random({q, hidden()}),
                           .k_proj = random({kv, hidden()}),

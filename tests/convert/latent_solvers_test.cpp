@@ -165,7 +165,7 @@ TEST_P(LatentSolvers, TheQueryRefitsLossIsTheWeightedVarianceOfTheLogitError) {
         at::Tensor error = own - latent;
         if (c().softcap > 0) error = error * (1 - at::tanh(own * layer.heads.spec.scale / c().softcap).square());
         const at::Tensor p = layer.stream.probabilities(x.q, x.k)[h];
-        const at::Tensor variance = (p * error.square()).sum(1) - (p * error).sum(1).square();
+        const at::Tensor variance = (p * (error - (p * error).sum(1, true)).square()).sum(1);
         expected[h] += variance.index_select(0, refit.positions()[w]).sum() / 35;
       }
     }
