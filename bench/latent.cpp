@@ -149,7 +149,7 @@ LayerProblem layer_problem(const ModelConfig& config, int64_t l, const DecoderLa
   LayerProblem problem;
   problem.layer = l;
   problem.source = problem.target = config.layers[l];
-  problem.weights = layer.attention().weights();
+  problem.weights = layer.grouped_query_attention().weights();
   problem.teacher = teacher;
   problem.windows = roles;
   problem.attention_input = [&layer](const at::Tensor& h) { return layer.attention_input(h); };
