@@ -41,16 +41,18 @@ Json layer_report(int64_t layer, const LayerSolution& solution) {
           {"warnings", solution.warnings}};
 }
 
+constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
+
 /// Solvers fail on NaN in ways that do not tell where it came from.
-void check_finite(const LayerProblem& problem) {
-  const GroupedQueryWeights& w = problem.weights;
-  for (const at::Tensor* tensor : {&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj, &problem.teacher}) {
-    if (!tensor->isfinite().all().item<bool>()) {
-      throw CheckpointError(tensor == &problem.teacher
-                                ? "the original model computes values that are not finite before this layer"
-                                : "the attention weights of this layer hold values that are not finite",
-                            "`cinch verify MODEL` tells whether the source holds NaN or infinity");
-    }
+void check_finite(const LayerProblem& problem, const NamedTensors& weights, const std::filesystem::path& model) {
+  for (const auto& [name, tensor] : weights) {
+    if (!tensor.isfinite().all().item<bool>())
+      throw CheckpointError(fmt::format("{}: tensor \"{}\" holds NaN or infinity", model.string(), name),
+                            kNotFiniteHelp);
+  }
+  if (!problem.teacher.isfinite().all().item<bool>()) {
+    throw CheckpointError(fmt::format("{}: the activations before this layer are NaN or infinite", model.string()),
+                          kNotFiniteHelp);
   }
 }
 
@@ -98,7 +100,8 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   problem.attention_input = [&](const at::Tensor& h) { return original.attention_input(h); };
   problem.attention_residual = [&](const at::Tensor& out) { return original.attention_residual(out); };
   problem.output_bias_allowed = target.layers[index].output_bias;
-  check_finite(problem);
+  check_finite(problem, in_.source->family().attention_tensors(in_.plan.source, layer, problem.weights),
+               in_.source->path());
   const LayerSolution solution = transform(in_.plan.recipe.method).solve(problem, in_.plan.recipe);
 
   std::map<std::string, PartialFolder::StoredTensor> stored;
@@ -106,8 +109,7 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
     const Dtype dtype = stored_dtype(tensor);
     const at::Tensor rounded = tensor.to(at::kCPU, torch_dtype(dtype)).contiguous();
     if (!at::isfinite(tensor).all().item<bool>()) {
-      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name),
-                  "`cinch verify MODEL` tells whether the source holds NaN or infinity");
+      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name), kNotFiniteHelp);
     }
     if (!at::isfinite(rounded).all().item<bool>()) {
       throw UnsupportedError(

@@ -98,8 +98,11 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
   parse_target(flags.to, recipe);
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
   for (const std::string& file : flags.calibration) {
-    with_context(fmt::format("reading --calibration {}", file),
-                 [&] { recipe.calibration.push_back(parse_corpus_spec(file)); });
+    try {
+      recipe.calibration.push_back(parse_corpus_spec(file));
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("--calibration: {}", error.what()), error.help());
+    }
   }
   if (flags.refit_option->count() > 0) recipe.refit = flags.refit ? RefitMode::on : RefitMode::off;
   transform(recipe.method);  // an unknown method is an error before the model is opened

@@ -1,7 +1,9 @@
 // Damaged and impossible models, as a command meets them: the file is named, the exit code is right, a way out is told.
 #include <gmock/gmock.h>
 
+#include <cstring>
 #include <functional>
+#include <limits>
 
 #include "core/files.h"
 #include "tests/src/run_cinch.h"
@@ -117,23 +119,33 @@ TEST(ShortContext, IsTooShortToCalibrateOn) {
   EXPECT_EQ(run_cinch({"plan", model.string(), "--to", "mqa", "--method", "mean", "--no-refit"}).code, 0);
 }
 
-TEST(BadWeights, NanIsFoundAndNothingIsWritten) {
-  const TempFolder folder;
-  const fs::path model = folder / "model";
-  fs::copy(stories_model(), model);
-  std::string tensors = read_text(model / "model.safetensors");
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  tensors.replace(tensors.size() - tensors.size() / 3 / 4 * 4, sizeof nan, reinterpret_cast<const char*>(&nan),
-                  sizeof nan);
-  write_text(model / "model.safetensors", tensors);
-  const Outcome verified = run_cinch({"verify", model.string(), "-q"});
-  EXPECT_EQ(verified.code, 5) << verified.err;
-  EXPECT_THAT(verified.err, HasSubstr("holds NaN or infinity"));
-  const Outcome converted = run_cinch({"convert", model.string(), (folder / "out").string(), "--to", "mqa", "-q",
-                                       "--calibration-tokens", "512", "--calibration-window", "64"});
-  EXPECT_NE(converted.code, 0) << converted.err;
-  EXPECT_THAT(converted.err, HasSubstr("\nhelp: "));
-  EXPECT_FALSE(fs::exists(folder / "out"));
+TEST(BadWeights, NanIsNamedAndNothingIsWritten) {
+  for (const std::string name : {"model.layers.3.self_attn.k_proj.weight", "model.layers.2.mlp.up_proj.weight"}) {
+    const TempFolder folder;
+    const fs::path model = folder / "model";
+    fs::copy(stories_model(), model);
+    std::string file = read_text(model / "model.safetensors");
+    uint64_t header_bytes = 0;
+    std::memcpy(&header_bytes, file.data(), sizeof header_bytes);
+    const Json header = parse_json(std::string_view(file).substr(8, header_bytes), "header");
+    const auto place = 8 + header_bytes + header.at(name).at("data_offsets").at(0).get<uint64_t>();
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    std::memcpy(file.data() + place, &nan, sizeof nan);
+    write_text(model / "model.safetensors", file);
+
+    const Outcome verified = run_cinch({"verify", model.string(), "-q"});
+    EXPECT_EQ(verified.code, 5) << verified.err;
+    EXPECT_THAT(verified.err, HasSubstr(name + ": holds NaN or infinity"));
+    const bool attention = name.find("self_attn") != std::string::npos;
+    const Outcome converted =
+        run_cinch({"convert", model.string(), (folder / "out").string(), "--to", "mqa", "-q", "--method", "mean",
+                   "--no-refit", "--calibration-tokens", "512", "--calibration-window", "64"});
+    EXPECT_EQ(converted.code, 3) << converted.err;
+    EXPECT_THAT(converted.err, HasSubstr(attention ? "\"" + name + "\" holds NaN or infinity"
+                                                   : "the activations before this layer are NaN or infinite"));
+    EXPECT_THAT(converted.err, HasSubstr("while converting layer 3\nhelp: `cinch verify MODEL`"));
+    EXPECT_FALSE(fs::exists(folder / "out"));
+  }
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ TEST(BadUsage, Table) {
       {{"convert", model, "out", "--to", "mqa", "--method="}, 2, "--method: needs a value (NAME)", "--help"},
       {{"convert", model, "out", "--to", "mqa", "--calibration", "/nowhere.txt"},
        2,
-       "/nowhere.txt: no such file or folder\n  while reading --calibration",
+       "--calibration: /nowhere.txt: no such file or folder",
        "cinch convert --help"},
       {{"plan", model, "--to", "mqa", "--calibration-window", "7"}, 2, "at least 8 tokens", "cinch plan --help"},
       {{"completion", "bsh"}, 2, "SHELL: unknown value \"bsh\"", "did you mean \"bash\"?"},
