@@ -33,6 +33,12 @@ ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe reci
                                    recipe.calibration_window, config.max_position_embeddings));
     recipe.calibration_window = config.max_position_embeddings;
   }
+  if (recipe.calibration_window < kLeastWindow && transform(recipe.method).needs_calibration(recipe)) {
+    throw UnsupportedError(fmt::format("--method {}: a calibration window has at least {} tokens, the model's longest "
+                                       "context is {}",
+                                       recipe.method, kLeastWindow, config.max_position_embeddings),
+                           "take a method that needs no calibration: --method mean --no-refit");
+  }
   return recipe;
 }
 

@@ -42,8 +42,9 @@ std::vector<std::string> split_commas(const std::string& text) {
 }
 
 void check_calibration(const ConversionRecipe& recipe) {
-  if (recipe.calibration_window < 8) {
-    throw UsageError(fmt::format("--calibration-window {}: a window has at least 8 tokens", recipe.calibration_window));
+  if (recipe.calibration_window < kLeastWindow) {
+    throw UsageError(fmt::format("--calibration-window {}: a window has at least {} tokens", recipe.calibration_window,
+                                 kLeastWindow));
   }
   if (recipe.calibration_tokens / recipe.calibration_window < 4) {
     throw UsageError(

@@ -11,6 +11,8 @@
 
 namespace cinch {
 
+constexpr int64_t kLeastWindow = 8;  // tokens of a calibration window
+
 enum class TargetKind { gqa };  // mqa is gqa with one head
 enum class RefitMode {
   automatic,

@@ -41,6 +41,21 @@ Json layer_report(int64_t layer, const LayerSolution& solution) {
           {"warnings", solution.warnings}};
 }
 
+constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
+
+/// Solvers fail on NaN in ways that do not tell where it came from.
+void check_finite(const LayerProblem& problem, const NamedTensors& weights, const std::filesystem::path& model) {
+  for (const auto& [name, tensor] : weights) {
+    if (!tensor.isfinite().all().item<bool>())
+      throw CheckpointError(fmt::format("{}: tensor \"{}\" holds NaN or infinity", model.string(), name),
+                            kNotFiniteHelp);
+  }
+  if (!problem.teacher.isfinite().all().item<bool>()) {
+    throw CheckpointError(fmt::format("{}: the activations before this layer are NaN or infinite", model.string()),
+                          kNotFiniteHelp);
+  }
+}
+
 }  // namespace
 
 ConversionRun::ConversionRun(Inputs inputs)
@@ -85,14 +100,17 @@ void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) con
   problem.attention_input = [&](const at::Tensor& h) { return original.attention_input(h); };
   problem.attention_residual = [&](const at::Tensor& out) { return original.attention_residual(out); };
   problem.output_bias_allowed = target.layers[index].output_bias;
+  check_finite(problem, in_.source->family().attention_tensors(in_.plan.source, layer, problem.weights),
+               in_.source->path());
   const LayerSolution solution = transform(in_.plan.recipe.method).solve(problem, in_.plan.recipe);
 
   std::map<std::string, PartialFolder::StoredTensor> stored;
   for (const auto& [name, tensor] : in_.source->family().attention_tensors(target, layer, solution.weights)) {
     const Dtype dtype = stored_dtype(tensor);
     const at::Tensor rounded = tensor.to(at::kCPU, torch_dtype(dtype)).contiguous();
-    if (!at::isfinite(tensor).all().item<bool>())
-      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name));
+    if (!at::isfinite(tensor).all().item<bool>()) {
+      throw Error(fmt::format("tensor \"{}\" came out with values that are not finite", name), kNotFiniteHelp);
+    }
     if (!at::isfinite(rounded).all().item<bool>()) {
       throw UnsupportedError(
           fmt::format("tensor \"{}\" has values outside of the range of {}", name, dtype_name(dtype)),
@@ -141,7 +159,7 @@ void ConversionRun::run_layers() {
   const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
   Progress progress({.phase = "convert", .unit = "layers", .total = total, .index = 1, .count = 3});
   for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
-    with_context(fmt::format("while converting layer {}", layer), [&] {
+    with_context(fmt::format("converting layer {}", layer), [&] {
       const DecoderLayer original = teacher_.load_layer();
       if (in_.plan.converted[static_cast<size_t>(layer)] && !in_.partial.has_layer(layer)) solve_layer(layer, original);
       teacher_.advance(original);

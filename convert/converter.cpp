@@ -163,7 +163,7 @@ class Conversion {
     Progress progress({.phase = "verify", .unit = "tokens", .total = 0, .index = 3, .count = 3});
     const at::Tensor window = calibration_.windows[0];
     const int64_t tokens = std::min(kCheckedTokens, window.size(0));
-    verification_ = with_context("while verifying the output", [&] {
+    verification_ = with_context("verifying the output", [&] {
       return check_output({.path = result,
                            .format = options_.output.format,
                            .plan = plan_,

@@ -27,6 +27,11 @@ std::string last_name(const std::filesystem::path& path) {
   return (normal.has_filename() ? normal : normal.parent_path()).filename().string();
 }
 
+/// Names of files may be any bytes, JSON holds UTF-8.
+Json with_valid_text(const Json& json) {
+  return Json::parse(json.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
 }  // namespace
 
 Json HeldOutLoss::to_json() const {
@@ -48,13 +53,14 @@ Json run_identity(const ModelSource& source, const ConversionPlan& plan, const C
     files[file.filename().string()] = {{"bytes", std::filesystem::file_size(file)},
                                        {"sha256", sha256_hex_of_file(file)}};
   }
-  return {{"version", CINCH_VERSION},
-          {"recipe", recipe_json(plan.recipe)},
-          {"source", {{"name", last_name(source.path())}, {"format", source.tensors().format()}, {"files", files}}},
-          {"calibration", calibration.provenance()},
-          {"output", {{"format", output.format}, {"dtype", output.dtype}, {"shard_bytes", output.shard_bytes}}},
-          {"threads", at::get_num_threads()},
-          {"device", device}};
+  return with_valid_text(
+      {{"version", CINCH_VERSION},
+       {"recipe", recipe_json(plan.recipe)},
+       {"source", {{"name", last_name(source.path())}, {"format", source.tensors().format()}, {"files", files}}},
+       {"calibration", calibration.provenance()},
+       {"output", {{"format", output.format}, {"dtype", output.dtype}, {"shard_bytes", output.shard_bytes}}},
+       {"threads", at::get_num_threads()},
+       {"device", device}});
 }
 
 Json provenance_json(const ConversionRecord& record) {
@@ -73,7 +79,7 @@ Json provenance_json(const ConversionRecord& record) {
   result["verification"] = record.verification.to_json();
   result["warnings"] = warnings;
   result["digests"] = Json(record.tensor_digests);
-  return result;
+  return with_valid_text(result);
 }
 
 }  // namespace cinch

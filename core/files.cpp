@@ -37,7 +37,10 @@ int open_or_throw(const std::filesystem::path& path, int flags, const char* what
 size_t regular_file_size(int descriptor, const std::filesystem::path& path) {
   struct stat status {};
   if (::fstat(descriptor, &status) != 0) throw_system_error("cannot read", path, errno);
-  if (!S_ISREG(status.st_mode)) throw Error(fmt::format("cannot read {}: not a regular file", path.string()));
+  if (!S_ISREG(status.st_mode)) {
+    throw ConfigError(fmt::format("cannot read {}: not a regular file", path.string()),
+                      "name a file, not a folder, pipe or device");
+  }
   return static_cast<size_t>(status.st_size);
 }
 
@@ -73,13 +76,20 @@ void throw_system_error(std::string_view what, const std::filesystem::path& path
     case ENOMEM:
     case EMFILE:
     case ENFILE:
-      throw ResourceError(message);
+      throw ResourceError(message, "close other programs, or raise the limits of this shell (ulimit)");
     case EROFS:
     case EACCES:
     case EPERM:
       throw Error(message, "check the permissions of the file and of its folder");
+    case ENOENT:
+    case ENOTDIR:
+      throw Error(message, "check that the folder exists and that the name is spelt right");
+    case EISDIR:
+      throw Error(message, "name a file, not a folder");
+    case ENAMETOOLONG:
+      throw Error(message, "choose a shorter name");
     default:
-      throw Error(message);
+      throw Error(message, "check the path and its disk");
   }
 }
 
@@ -109,6 +119,13 @@ void MappedFile::release(std::span<const std::byte> range) const noexcept {
 }
 
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
+  std::error_code ignored;
+  const std::filesystem::file_status status = std::filesystem::status(path_, ignored);
+  // The rename at the end would put a plain file in the place of a device.
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    throw Error(fmt::format("cannot write {}: not a regular file", path_.string()),
+                "name a file, not a folder, pipe or device");
+  }
   remove_stale_temporaries(path_);
   open_temporary();
 }

@@ -11,7 +11,8 @@
 
 namespace cinch {
 
-/// A whole file mapped read-only. Throws Error when it cannot be opened. An empty file gives an empty span.
+/// A whole file mapped read-only. Throws Error when it cannot be opened, ConfigError when it is no regular file. An
+/// empty file gives an empty span.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -33,7 +34,8 @@ class MappedFile {
 
 /// Writes to a hidden temporary name in the same folder; `commit` flushes to disk and renames. Without commit nothing
 /// remains; what a killed process left is removed by the next writer of the same file (a lock tells the dead from the
-/// living). A full disk throws ResourceError naming the file; a read-only folder throws Error.
+/// living). A full disk throws ResourceError naming the file; a read-only folder, or a target that is there and is no
+/// regular file (a device would be replaced), throws Error.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);

@@ -115,6 +115,13 @@ bool needs_committed_type(Dtype dtype) {
   return dtype == Dtype::kBF16 || dtype == Dtype::kBool || (dtype >= Dtype::kF8E4M3 && dtype <= Dtype::kF8E5M2Fnuz);
 }
 
+/// Creation properties without time stamps: the same content gives the same bytes.
+hid_t timeless(hid_t property_class) {
+  const hid_t creation = H5Pcreate(property_class);
+  H5Pset_obj_track_times(creation, false);
+  return creation;
+}
+
 std::optional<std::string> read_text_attribute(hid_t object, const char* name, const std::filesystem::path& path) {
   if (H5Aexists(object, name) <= 0) return std::nullopt;
   const Attribute attribute(
@@ -265,7 +272,8 @@ struct Hdf5Writer::Impl {
     const std::string name = dtype == Dtype::kBF16 ? kBfloat16 : fmt::format("{}{}", kTypePrefix, dtype_name(dtype));
     if (H5Lexists(*file, name.c_str(), H5P_DEFAULT) > 0) return H5Topen2(*file, name.c_str(), H5P_DEFAULT);
     const hid_t type = make_type(dtype);
-    checked<Error>(H5Tcommit2(*file, name.c_str(), type, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), path,
+    const Property creation(timeless(H5P_DATATYPE_CREATE));
+    checked<Error>(H5Tcommit2(*file, name.c_str(), type, H5P_DEFAULT, creation, H5P_DEFAULT), path,
                    "cannot write a type");
     write_attribute(type, kDtypeAttribute, std::string(dtype_name(dtype)));
     return type;
@@ -286,7 +294,7 @@ Hdf5Writer::Hdf5Writer(const std::filesystem::path& path) : impl_(std::make_uniq
   const std::lock_guard lock(hdf5_mutex());
   silence_hdf5();
   impl_->path = path;
-  const Property access(H5Pcreate(H5P_FILE_ACCESS));
+  const Property access(H5Pcreate(H5P_FILE_ACCESS)), creation(timeless(H5P_FILE_CREATE));
   // Data start at whole pages, so that a mapped file gives aligned tensors. Small data must not share a block, or only
   // the first is aligned.
   H5Pset_alignment(access, 1, kAlignment);
@@ -294,7 +302,7 @@ Hdf5Writer::Hdf5Writer(const std::filesystem::path& path) : impl_(std::make_uniq
   H5Pset_file_locking(access, false, true);  // the temporary file has its own lock (AtomicFile)
   H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V110);
   impl_->file = std::make_unique<File>(
-      checked<Error>(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), path, "cannot create the file"));
+      checked<Error>(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation, access), path, "cannot create the file"));
   impl_->descriptor = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
   if (impl_->descriptor < 0) throw_system_error("cannot write", path, errno);
 }
@@ -320,7 +328,7 @@ void Hdf5Writer::create(const std::string& dataset, Dtype dtype, const std::vect
   std::vector<hsize_t> sizes(shape.begin(), shape.end());
   const Space space(sizes.empty() ? H5Screate(H5S_SCALAR)
                                   : H5Screate_simple(static_cast<int>(sizes.size()), sizes.data(), nullptr));
-  const Property creation(H5Pcreate(H5P_DATASET_CREATE));
+  const Property creation(timeless(H5P_DATASET_CREATE));
   H5Pset_layout(creation, H5D_CONTIGUOUS);
   H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY);
   H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER);

@@ -33,8 +33,11 @@ std::string clock_text(double seconds) {
   return fmt::format("{}:{:02}", total / 60, total % 60);
 }
 
+/// Never fails: a log that nobody can read is no reason to stop, least of all in a destructor.
+void print_error_text(const std::string& text) noexcept { std::fputs(text.c_str(), stderr); }
+
 void print_line(std::string_view prefix, std::string_view message) {
-  fmt::print(stderr, "{}{}{}\n", stderr_is_terminal() ? "\r\x1b[K" : "", prefix, message);
+  print_error_text(fmt::format("{}{}{}\n", stderr_is_terminal() ? "\r\x1b[K" : "", prefix, message));
 }
 
 }  // namespace
@@ -58,7 +61,7 @@ Progress::Progress(Options options)
 }
 
 Progress::~Progress() {
-  if (!finished_ && stderr_is_terminal() && verbosity() != Verbosity::quiet) fmt::print(stderr, "\n");
+  if (!finished_ && stderr_is_terminal() && verbosity() != Verbosity::quiet) print_error_text("\n");
 }
 
 void Progress::advance(uint64_t by) {
@@ -91,9 +94,9 @@ void Progress::print(bool last) {
     line += fmt::format("  ETA {}", clock_text(static_cast<double>(options_.total - done_) / rate));
   }
   if (stderr_is_terminal()) {
-    fmt::print(stderr, "\r\x1b[K{}{}", line, last ? "\n" : "");
+    print_error_text(fmt::format("\r\x1b[K{}{}", line, last ? "\n" : ""));
   } else {
-    fmt::print(stderr, "{}\n", line);
+    print_error_text(line + "\n");
   }
   std::fflush(stderr);
 }

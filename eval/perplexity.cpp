@@ -13,6 +13,8 @@
 namespace cinch {
 namespace {
 
+constexpr int64_t kMostTokens = int64_t{1} << 24;  // of a window
+
 std::vector<std::string> split_at_dashes(const std::string& text) {
   std::vector<std::string> parts;
   size_t begin = 0;
@@ -69,8 +71,9 @@ PerplexityProtocol parse_protocol(const std::string& text) {
   if (parts.size() > 1) protocol.window = size_from(parts[1], text);
   if (protocol.kind == PerplexityProtocol::Kind::stride) protocol.stride = std::max<int64_t>(protocol.window / 4, 1);
   if (parts.size() > 2) protocol.stride = size_from(parts[2], text);
-  if (protocol.window < 2 || protocol.window > (int64_t{1} << 24)) {
-    throw UsageError(fmt::format("protocol \"{}\": a window has 2 tokens or more, found {}", text, protocol.window));
+  if (protocol.window < 2 || protocol.window > kMostTokens) {
+    throw UsageError(
+        fmt::format("protocol \"{}\": a window has 2 to {} tokens, found {}", text, kMostTokens, protocol.window));
   }
   if (protocol.kind == PerplexityProtocol::Kind::stride && (protocol.stride < 1 || protocol.stride > protocol.window)) {
     throw UsageError(

@@ -226,7 +226,7 @@ class GgufModelSource : public ModelSource {
 
 std::shared_ptr<ModelSource> ModelSource::open(const std::filesystem::path& path) {
   if (!std::filesystem::exists(path)) throw ConfigError(fmt::format("{}: no such file or folder", path.string()));
-  return with_context(fmt::format("while opening the model {}", path.string()), [&]() -> std::shared_ptr<ModelSource> {
+  return with_context(fmt::format("opening the model {}", path.string()), [&]() -> std::shared_ptr<ModelSource> {
     if (std::filesystem::is_directory(path)) return std::make_shared<FolderSource>(path);
     if (gguf_format().recognises(path)) return std::make_shared<GgufModelSource>(path);
     if (path.extension() == ".safetensors" || path.extension() == ".h5") {
@@ -239,7 +239,7 @@ std::shared_ptr<ModelSource> ModelSource::open(const std::filesystem::path& path
 }
 
 at::Tensor ModelSource::tensor(const std::string& name, at::ScalarType dtype) const {
-  return with_context(fmt::format("while reading tensor \"{}\"", name),
+  return with_context(fmt::format("reading tensor \"{}\"", name),
                       [&] { return to_torch(tensors().read(name), dtype); });
 }
 

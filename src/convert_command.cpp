@@ -9,6 +9,7 @@
 #include "src/device.h"
 #include "src/model_argument.h"
 #include "src/output.h"
+#include "src/output_target.h"
 #include "src/plan_output.h"
 
 namespace cinch {
@@ -61,6 +62,7 @@ void run(const ConvertFlags& flags) {
     print_plan(plan_conversion(*model, recipe, options.output));
     return;
   }
+  check_output_target(flags.model, flags.out, flags.force);
   const Json report = convert_model(model, recipe, options).json;
   if (json_output()) {
     print_json(report);

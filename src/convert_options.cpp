@@ -62,7 +62,9 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
                   "Search for heads that share best instead of taking neighbours")
       ->capture_default_str()
       ->type_name("BOOL");
-  command.add_option("--seed", flags.recipe.seed, "Seed of everything random")->capture_default_str()->type_name("INT");
+  command.add_option("--seed", flags.recipe.seed, "Seed of everything random")
+      ->capture_default_str()
+      ->type_name("UINT");
 }
 
 void add_output_options(CLI::App& command, ConvertFlags& flags) {
@@ -95,7 +97,13 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
     throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4 or --to mqa");
   parse_target(flags.to, recipe);
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
-  for (const std::string& file : flags.calibration) recipe.calibration.push_back(parse_corpus_spec(file));
+  for (const std::string& file : flags.calibration) {
+    try {
+      recipe.calibration.push_back(parse_corpus_spec(file));
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("--calibration: {}", error.what()), error.help());
+    }
+  }
   if (flags.refit_option->count() > 0) recipe.refit = flags.refit ? RefitMode::on : RefitMode::off;
   transform(recipe.method);  // an unknown method is an error before the model is opened
   check_recipe(recipe);

@@ -165,6 +165,8 @@ void run(const EvalFlags& flags) {
   const auto reference = flags.reference.empty() ? nullptr : open_model(flags.reference, "--reference");
   const PerplexityProtocol protocol = protocol_of(flags, model->config());
   const Input input = read_input(flags, *model, reference.get());
+  // Before the work, so that a bad place shows at once.
+  const auto output = flags.output.empty() ? nullptr : std::make_unique<AtomicFile>(flags.output);
   const EvalOptions options{.protocol = protocol, .dtype = dtype, .device = device, .bos_id = input.bos_id};
   const EvalReport report = evaluate(model, reference, input.ids, options);
   Json json = report.to_json();
@@ -172,7 +174,10 @@ void run(const EvalFlags& flags) {
   if (reference) json["reference"] = flags.reference;
   json["text"] = flags.text.empty() ? flags.tokens : flags.text;
   json["dtype"] = flags.dtype;
-  if (!flags.output.empty()) write_text(flags.output, json.dump(2) + "\n");
+  if (output) {
+    output->write(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    output->commit();
+  }
   if (json_output()) {
     print_json(json);
   } else {

@@ -10,6 +10,7 @@
 #include "src/command_list.h"
 #include "src/model_argument.h"
 #include "src/output.h"
+#include "src/output_target.h"
 #include "src/usage_errors.h"
 
 namespace cinch {
@@ -40,6 +41,7 @@ void run(const ExportFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
   const c10::InferenceMode inference;
   const auto model = open_model(flags.model, "MODEL");
+  check_output_target(flags.model, flags.writer.output, flags.writer.force);
   const auto weights = model->family().weights(model->config());
   const auto writer = ModelWriter::create(model->config(), *model, flags.writer);
   Progress progress({.phase = "export", .unit = "tensors", .total = weights.size()});
@@ -50,7 +52,9 @@ void run(const ExportFlags& flags) {
     progress.advance();
   }
   progress.finish();
-  writer->write_side_file("cinch.json", provenance(flags, *model, writer->digests()).dump(2) + "\n");
+  writer->write_side_file(
+      "cinch.json",
+      provenance(flags, *model, writer->digests()).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   writer->commit();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (json_output()) {

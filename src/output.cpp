@@ -1,5 +1,6 @@
 #include "src/output.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 #include <utf8proc.h>
@@ -34,6 +35,15 @@ size_t display_width(const std::string& text) {
 
 bool json_output() { return json_output_; }
 void set_json_output(bool on) { json_output_ = on; }
+
+void claim_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(stream, F_GETFD) >= 0) continue;
+    // Lower numbers are taken, so that this one is what open gives.
+    const int opened = ::open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
+    if (opened >= 0 && opened != stream) ::close(opened);
+  }
+}
 
 void print(std::string_view text) {
   while (!text.empty()) {

@@ -21,6 +21,10 @@ struct ClosedPipe : std::exception {
 bool json_output();
 void set_json_output(bool on);
 
+/// Gives a standard stream that was closed before the start (`>&-`) a number of its own, so that no file of the program
+/// gets it and no log ends up in that file. A closed stdout still cannot be written to.
+void claim_standard_streams();
+
 /// Writes and flushes. Throws ClosedPipe when nobody reads any more, ResourceError or Error on other faults.
 void print(std::string_view text);
 /// One object, indented, with a final newline. NaN and infinity become null.

@@ -26,15 +26,18 @@ constexpr const char* kExitCodes =
     "Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input file, 4 target cannot represent the model,\n"
     "5 verification failed, 6 not enough memory or disk, 130 interrupted.";
 
+constexpr int kMostThreads = 4096;
+
 struct GlobalFlags {
   bool json = false, quiet = false, verbose = false, print_config = false;
   int threads = 0;
 };
 
 void apply(const CLI::App& app, const GlobalFlags& flags) {
+  check_given_values(app);
   if (flags.quiet && flags.verbose) throw UsageError("--quiet and --verbose contradict each other", "give one of them");
-  if (app.count("--threads") > 0 && flags.threads < 1) {
-    throw UsageError(fmt::format("--threads: expected 1 or more, found {}", flags.threads),
+  if (app.count("--threads") > 0 && (flags.threads < 1 || flags.threads > kMostThreads)) {
+    throw UsageError(fmt::format("--threads: expected 1 to {}, found {}", kMostThreads, flags.threads),
                      "leave it out to use every core");
   }
   set_json_output(flags.json);
@@ -84,6 +87,10 @@ int run(int argc, const char* const* argv) {
     return static_cast<int>(ExitCode::done);
   } catch (const CLI::ParseError& error) {
     return report_error(usage_error(*app, error));
+  } catch (const ClosedPipe&) {
+    throw;
+  } catch (const std::exception& error) {
+    return report_error(error, help_of_command(*app));
   }
   return static_cast<int>(ExitCode::done);
 }
@@ -91,6 +98,7 @@ int run(int argc, const char* const* argv) {
 }  // namespace
 
 int run_program(int argc, const char* const* argv) {
+  claim_standard_streams();
   std::signal(SIGPIPE, SIG_IGN);
   install_interrupt_handlers();
   try {

@@ -91,7 +91,7 @@ Command tokenize_command() {
                 "tokenize", "Turn texts into a token dataset: cinch tokenize TEXT... OUT.h5 --model MODEL");
             command->add_option("TEXT", flags->paths, "Texts (.txt, .jsonl, folders), then the .h5 file to write")
                 ->required()
-                ->expected(2, 1 << 16)
+                ->expected(2, CLI::detail::expected_max_vector_size)
                 ->type_name("PATH");
             command->add_option("--model", flags->model, "Model folder or .gguf file whose tokenizer is used")
                 ->required()

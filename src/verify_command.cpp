@@ -81,7 +81,11 @@ Findings check_all(const fs::path& path) {
 
 void run(const std::string& path) {
   const c10::InferenceMode inference;
-  if (!fs::exists(path)) throw UsageError(fmt::format("PATH: no such file or folder: {}", path));
+  std::error_code error;
+  if (!fs::exists(path, error)) {
+    throw UsageError(fmt::format("PATH: no such file or folder: {}", path),
+                     "give a model folder, or a .gguf, .safetensors or .h5 file");
+  }
   const Findings findings = check_all(path);
   if (json_output()) {
     print_json({{"path", path},

@@ -13,8 +13,7 @@ class SentencePieceTokenizer : public Tokenizer {
  public:
   explicit SentencePieceTokenizer(const std::filesystem::path& file) : finder_({}) {
     const auto status = processor_.Load(file.string());
-    if (!status.ok())
-      throw ConfigError(fmt::format("{}: not a SentencePiece model: {}", file.string(), status.ToString()));
+    if (!status.ok()) throw ConfigError(fmt::format("{}: not a SentencePiece model", file.string()));
     std::vector<AddedToken> control;
     for (int id = 0; id < processor_.GetPieceSize(); ++id) {
       if (processor_.IsControl(id)) control.push_back({processor_.IdToPiece(id), id, true, false, false, false, false});
@@ -87,8 +86,7 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file)
 GgufVocabulary sentencepiece_vocabulary(const std::filesystem::path& file) {
   sentencepiece::SentencePieceProcessor processor;
   const auto status = processor.Load(file.string());
-  if (!status.ok())
-    throw ConfigError(fmt::format("{}: not a SentencePiece model: {}", file.string(), status.ToString()));
+  if (!status.ok()) throw ConfigError(fmt::format("{}: not a SentencePiece model", file.string()));
   GgufVocabulary vocabulary;
   vocabulary.model = "llama";
   for (int id = 0; id < processor.GetPieceSize(); ++id) {

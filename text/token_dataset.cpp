@@ -1,7 +1,6 @@
 #include "text/token_dataset.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -237,23 +236,18 @@ void write_token_dataset(const std::filesystem::path& path, const TokenDataset& 
     const auto wide = static_cast<uint32_t>(dataset.ids[i]);
     std::memcpy(bytes.data() + i * (narrow ? 2 : 4), &wide, narrow ? 2 : 4);  // little-endian: the low bytes come first
   }
-  std::filesystem::path temporary = path;
-  temporary += fmt::format(".tmp-{}", ::getpid());
-  try {
-    Hdf5Writer writer(temporary);
-    writer.create(kDataset, narrow ? Dtype::kU16 : Dtype::kU32, {static_cast<int64_t>(dataset.ids.size())});
-    writer.write_rows(kDataset, 0, bytes);
-    writer.set_attribute(kDataset, "vocab_size", std::to_string(dataset.vocab_size));
-    writer.set_attribute(kDataset, "tokenizer_digest", dataset.tokenizer_digest);
-    writer.close();
-    const Hdf5Dataset stored = Hdf5Reader(temporary).datasets().front();
-    seal_hdf5(temporary, {{stored.offset, stored.bytes}});
-    std::filesystem::rename(temporary, path);
-  } catch (...) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    throw;
-  }
+  constexpr uint64_t kMetadataRoom = uint64_t{1} << 16;  // what libhdf5 and the seal add
+  AtomicFile file(path);
+  file.reserve(bytes.size() + kMetadataRoom);
+  Hdf5Writer writer(file.temporary_path());
+  writer.create(kDataset, narrow ? Dtype::kU16 : Dtype::kU32, {static_cast<int64_t>(dataset.ids.size())});
+  writer.write_rows(kDataset, 0, bytes);
+  writer.set_attribute(kDataset, "vocab_size", std::to_string(dataset.vocab_size));
+  writer.set_attribute(kDataset, "tokenizer_digest", dataset.tokenizer_digest);
+  writer.close();
+  const Hdf5Dataset stored = Hdf5Reader(file.temporary_path()).datasets().front();
+  seal_hdf5(file.temporary_path(), {{stored.offset, stored.bytes}});
+  file.commit();
 }
 
 TokenDataset read_token_dataset(const std::filesystem::path& path) {

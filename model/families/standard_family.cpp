@@ -5,18 +5,21 @@
 
 #include <cmath>
 
+#include "attention/rope.h"
 #include "core/errors.h"
 #include "model/families/latent_tensors.h"
 
 namespace cinch {
 namespace {
 
-int64_t positive(const JsonObject& config, const char* key) {
+// Far above every real model: products of sizes stay far from overflow, and lists of layers small.
+constexpr int64_t kMostOfAnything = int64_t{1} << 26;
+constexpr int64_t kMostLayers = 100000;
+
+int64_t positive(const JsonObject& config, const char* key, int64_t limit = kMostOfAnything) {
   const int64_t value = config.integer(key);
-  // Far above every real model; keeps products of sizes far from overflow.
-  constexpr int64_t kLimit = int64_t{1} << 26;
-  if (value <= 0 || value > kLimit)
-    throw ConfigError(fmt::format("{}: {} is not between 1 and {}", config.where(key), value, kLimit));
+  if (value <= 0 || value > limit)
+    throw ConfigError(fmt::format("{}: {} is not between 1 and {}", config.where(key), value, limit));
   return value;
 }
 
@@ -147,7 +150,7 @@ ModelConfig StandardFamily::parse(const JsonObject& json) const {
   config.source = json.json();
   config.architecture = architecture();
   config.hidden_size = positive(json, "hidden_size");
-  config.n_layers = positive(json, "num_hidden_layers");
+  config.n_layers = positive(json, "num_hidden_layers", kMostLayers);
   config.intermediate_size = positive(json, "intermediate_size");
   config.vocab_size = positive(json, "vocab_size");
   config.max_position_embeddings = json.has("max_position_embeddings") ? positive(json, "max_position_embeddings")
@@ -160,6 +163,8 @@ ModelConfig StandardFamily::parse(const JsonObject& json) const {
   config.dtype = dtype_key(json);
   config.layers.assign(static_cast<size_t>(config.n_layers), parse_attention(json, config, standard));
   specialise(json, config);
+  // Impossible numbers are found here, not in the middle of a conversion.
+  const Rope rope(config.layers.front().rope);
   return config;
 }
 

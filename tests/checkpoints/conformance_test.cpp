@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <thread>
 
@@ -87,6 +88,20 @@ TEST_P(FormatTest, RowsAreThoseOfTheWhole) {
     EXPECT_THAT(fault_of([&] { source->read_rows(info.name, -1, 1); }), HasSubstr(info.name));
     EXPECT_THAT(fault_of([&] { source->read_rows(info.name, 2, 1); }), HasSubstr(info.name));
   }
+}
+
+TEST_P(FormatTest, TheSameTensorsGiveTheSameBytes) {
+  const auto write = [&] {
+    const auto target = sink();
+    target->declare({{"a", Dtype::kBF16, {9, 3}, ""}, {"b", Dtype::kF32, {48}, ""}});
+    target->write("b", counting_bytes(192));
+    target->write("a", counting_bytes(54));
+    target->commit();
+    return read_text(file());
+  };
+  const std::string once = write();
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // time stamps count seconds
+  EXPECT_TRUE(once == write());
 }
 
 TEST_P(FormatTest, ScalarsAndEmptyTensors) {

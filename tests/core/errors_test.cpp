@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <filesystem>
 #include <new>
 
 namespace cinch {
@@ -11,13 +12,13 @@ using ::testing::ElementsAre;
 
 TEST(DescribeError, TheFaultComesFirstThenItsContext) {
   try {
-    with_context("while converting layer 3", [] {
-      with_context("while reading a.safetensors", [] { throw CheckpointError("tensor x: bad", "download it again"); });
+    with_context("converting layer 3", [] {
+      with_context("reading a.safetensors", [] { throw CheckpointError("tensor x: bad", "download it again"); });
     });
     FAIL();
   } catch (const std::exception& error) {
     const ErrorReport report = describe_error(error);
-    EXPECT_THAT(report.lines, ElementsAre("tensor x: bad", "while reading a.safetensors", "while converting layer 3"));
+    EXPECT_THAT(report.lines, ElementsAre("tensor x: bad", "reading a.safetensors", "converting layer 3"));
     EXPECT_EQ(report.help, "download it again");
     EXPECT_EQ(report.exit_code, ExitCode::bad_input);
   }
@@ -27,6 +28,16 @@ TEST(DescribeError, OutOfMemoryIsAResourceFault) {
   const ErrorReport report = describe_error(std::bad_alloc());
   EXPECT_EQ(report.exit_code, ExitCode::resources);
   EXPECT_THAT(report.lines, ElementsAre("not enough memory"));
+}
+
+TEST(DescribeError, ErrorsOfFileSystemsNameTheFileAndTheReason) {
+  namespace fs = std::filesystem;
+  const fs::filesystem_error denied("status", "/a/b", std::make_error_code(std::errc::permission_denied));
+  EXPECT_THAT(describe_error(denied).lines, ElementsAre("cannot use /a/b: Permission denied"));
+  EXPECT_EQ(describe_error(denied).exit_code, ExitCode::failed);
+  EXPECT_NE(describe_error(denied).help, "");
+  const fs::filesystem_error full("copy", "/a/b", std::make_error_code(std::errc::no_space_on_device));
+  EXPECT_EQ(describe_error(full).exit_code, ExitCode::resources);
 }
 
 TEST(DescribeError, UnknownErrorsFail) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -73,6 +74,23 @@ TEST(AtomicFile, AMissingFolderIsNamed) {
   }
 }
 
+TEST(AtomicFile, FoldersAndDevicesAreNotReplaced) {
+  const TempFolder folder;
+  std::filesystem::create_directory(folder / "a");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  for (const std::filesystem::path& target : {folder / "a", folder / "pipe", std::filesystem::path("/dev/null")}) {
+    try {
+      AtomicFile file(target);
+      FAIL() << target;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(target.string() + ": not a regular file"));
+      EXPECT_FALSE(error.help().empty());
+    }
+  }
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+  EXPECT_EQ(folder.names(), (std::vector<std::string>{"a", "pipe"}));
+}
+
 TEST(AtomicFile, AFullDiskIsAResourceError) {
   // The kernel's own full device stands in for a full disk: every write to it fails with ENOSPC.
   const TempFolder folder;
@@ -101,6 +119,13 @@ TEST(ThrowSystemError, DistinguishesResources) {
     EXPECT_EQ(error.exit_code(), ExitCode::failed);
     EXPECT_FALSE(error.help().empty());
   }
+  for (const int number : {EIO, ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP, ENOMEM}) {
+    try {
+      throw_system_error("cannot write", "x", number);
+    } catch (const Error& error) {
+      EXPECT_FALSE(error.help().empty()) << number;
+    }
+  }
 }
 
 TEST(MappedFile, GivesTheBytesAndForgetsReleasedPages) {
@@ -121,7 +146,9 @@ TEST(MappedFile, EmptyMissingAndFolder) {
   write_text(folder / "empty", "");
   EXPECT_TRUE(MappedFile(folder / "empty").bytes().empty());
   EXPECT_THROW(MappedFile(folder / "absent"), Error);
-  EXPECT_THROW(MappedFile(folder.path()), Error);
+  EXPECT_THROW(MappedFile(folder.path()), ConfigError);
+  EXPECT_THROW(MappedFile("/dev/null"), ConfigError);
+  EXPECT_THROW(read_text(folder.path()), ConfigError);
 }
 
 TEST(ReadText, HasALimit) {

@@ -65,6 +65,26 @@ TEST(ConvertCommand, ConvertsTheBundledModel) {
   EXPECT_EQ(verified.code, 0) << verified.err;
 }
 
+TEST(ConvertCommand, NamesMayBeAnyBytes) {
+  const TempFolder folder;
+  const std::string model = (folder / "mod\xff\x1b[2Jel").string(), out = (folder / "o\xfeut").string();
+  std::filesystem::copy(stories(), model);
+  const std::vector<std::string> convert = {"convert",  model,  out,          "--to", "mqa",
+                                            "--method", "mean", "--no-refit", "-q"};
+  EXPECT_EQ(cinch(convert).code, 0);
+  EXPECT_EQ(cinch({"verify", out, "-q"}).code, 0);
+  std::vector<std::string> again = convert;
+  again.emplace_back("--resume");
+  EXPECT_EQ(cinch(again).code, 0) << "the recorded names are those of the first run";
+  EXPECT_EQ(cinch({"export", model, out + "2", "--format", "hf", "-q"}).code, 0);
+  const Outcome refused = cinch(convert);
+  EXPECT_EQ(refused.code, 2);
+  const Outcome foreign = cinch({"plan", model, "--to", "gqa:3"});
+  EXPECT_EQ(foreign.code, 4);
+  const Outcome absent = cinch({"inspect", model + "2"});
+  EXPECT_EQ(absent.err.find('\x1b'), std::string::npos) << "a terminal must not act on a name";
+}
+
 TEST(ConvertCommand, DryRunWritesNothing) {
   TempFolder folder;
   EXPECT_EQ(

@@ -62,7 +62,12 @@ TEST(ConvertOptions, FaultsAreFoundBeforeTheModelIsOpened) {
   EXPECT_THROW(recipe_of_flags(parse({})->flags), UsageError);
   EXPECT_THROW(recipe_of_flags(parse({"--to", "gqa"})->flags), UsageError);
   EXPECT_THROW(recipe_of_flags(parse({"--to", "mqa", "--method", "meen"})->flags), UsageError);
-  EXPECT_THROW(recipe_of_flags(parse({"--to", "mqa", "--calibration", "/nowhere.txt"})->flags), UsageError);
+  try {
+    recipe_of_flags(parse({"--to", "mqa", "--calibration", "/nowhere.txt"})->flags);
+    FAIL() << "a missing calibration file was taken";
+  } catch (const std::exception& error) {
+    EXPECT_EQ(describe_error(error).exit_code, ExitCode::usage);
+  }
 }
 
 TEST(ConvertOptions, TheRuntimeChoosesTheFormat) {

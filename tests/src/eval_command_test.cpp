@@ -1,4 +1,5 @@
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 
 #include "core/files.h"
 #include "tests/src/run_cinch.h"
@@ -58,6 +59,22 @@ TEST(EvalCommand, TooShortATextSaysSo) {
   const Outcome outcome = run_cinch({"eval", tiny_model(), "--tokens", (folder / "ids.txt").string()});
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.err, testing::HasSubstr("the text has 3 tokens, fewer than one window of 128"));
+}
+
+TEST(EvalCommand, ABadPlaceForTheReportShowsBeforeTheWork) {
+  const TempFolder folder;
+  const std::string pipe = (folder / "pipe").string();
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string& place : {(folder / "absent/report.json").string(), folder.path().string(), pipe}) {
+    const Outcome outcome =
+        run_cinch({"eval", stories_model(), "--text", repo_file("examples/stories/test.txt").string(), "--max-tokens",
+                   "300", "--window", "64", "--output", place, "-q"});
+    EXPECT_EQ(outcome.code, 1) << outcome.err;
+    EXPECT_THAT(outcome.err, testing::HasSubstr("error: cannot write " + place));
+    EXPECT_THAT(outcome.err, testing::HasSubstr("\nhelp: "));
+    EXPECT_EQ(outcome.out, "");
+  }
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe)) << "what is no plain file is not replaced";
 }
 
 }  // namespace

@@ -28,8 +28,13 @@ TEST(BadUsage, Table) {
       {{"inspect", model, "more"}, 2, "does not take the argument \"more\"", "cinch inspect --help"},
       {{"inspect", "/nowhere/at/all"}, 2, "MODEL: no such file or folder: /nowhere/at/all", "Hugging Face folder"},
       {{"--quiet", "-v", "doctor"}, 2, "--quiet and --verbose contradict", ""},
-      {{"doctor", "--threads", "0"}, 2, "--threads: expected 1 or more, found 0", ""},
+      {{"doctor", "--threads", "0"}, 2, "--threads: expected 1 to 4096, found 0", ""},
       {{"doctor", "--threads", "two"}, 2, "--threads: expected", "--help"},
+      {{"doctor", "--threads", "99999999"}, 2, "--threads: expected 1 to 4096, found 99999999", "every core"},
+      {{"doctor", "--threads", "99999999999999999999"},
+       2,
+       "--threads: expected a whole number, found \"9999",
+       "--help"},
       {{"eval", model}, 2, "needs --text or --tokens", "--text FILE"},
       {{"eval", model, "--text", "a", "--tokens", "b"}, 2, "--text and --tokens contradict", ""},
       {{"eval", model, "--text", "/nowhere.txt"}, 2, "--text: no such file or folder: /nowhere.txt", ""},
@@ -65,7 +70,28 @@ TEST(BadUsage, Table) {
        "--format gguf"},
       {{"tokenize", "a.txt", "out.bin", "--model", model}, 2, "OUT must end in .h5, found out.bin", ""},
       {{"tokenize", "/nowhere.txt", "out.h5", "--model", model}, 2, "TEXT: no such file or folder", ""},
-      {{"verify", "/nowhere"}, 2, "PATH: no such file or folder", ""},
+      {{"verify", "/nowhere"}, 2, "PATH: no such file or folder", "model folder"},
+      {{"verify", std::string(300, 'n')}, 2, "PATH: no such file or folder", "model folder"},
+      {{"inspect", ""}, 2, "MODEL: the value is empty", "cinch inspect --help"},
+      {{"plan", model, "--to", "mqa", "--layers", ""}, 2, "--layers: the value is empty", "cinch plan --help"},
+      {{"eval", model, "--text", "/dev/null", "--reference", ""}, 2, "--reference: the value is empty", ""},
+      {{"convert", model, "out", "--to", "mqa", "--calibration-tokens", "99999999999999999999"},
+       2,
+       "--calibration-tokens: expected a whole number, found 99999999999999999999",
+       "cinch convert --help"},
+      {{"convert", model, "out", "--to", "mqa", "--seed", "-1"},
+       2,
+       "--seed: expected a whole number, 0 or more, found -1",
+       ""},
+      {{"convert", model, "out", "--to", "mqa", "--refit-lambdas", "a"}, 2, "expected a number, found \"a\"", ""},
+      {{"convert", model, "out", "--to", "mqa", "--lag-tail", "a"}, 2, "expected a number between 0 and 1, found", ""},
+      {{"convert", model, "out", "--to", "mqa", "--search-groups", "maybe"}, 2, "expected true or false, found", ""},
+      {{"convert", model, "out", "--to", "mqa", "--method="}, 2, "--method: needs a value (NAME)", "--help"},
+      {{"convert", model, "out", "--to", "mqa", "--calibration", "/nowhere.txt"},
+       2,
+       "--calibration: /nowhere.txt: no such file or folder",
+       "cinch convert --help"},
+      {{"plan", model, "--to", "mqa", "--calibration-window", "7"}, 2, "at least 8 tokens", "cinch plan --help"},
       {{"completion", "bsh"}, 2, "SHELL: unknown value \"bsh\"", "did you mean \"bash\"?"},
       {{"plan", model}, 2, "--to is missing", "--to mqa"},
       {{"convert", model, "out", "--to", "mqa", "--config", "/nowhere.toml"}, 2, "--config", ""},
@@ -77,11 +103,9 @@ TEST(BadUsage, Table) {
     EXPECT_EQ(outcome.code, bad.code) << shown << "\n" << outcome.err;
     EXPECT_THAT(outcome.err, testing::StartsWith("error: ")) << shown;
     EXPECT_THAT(outcome.err, HasSubstr(bad.message)) << shown;
-    if (!bad.help.empty()) {
-      const size_t help = outcome.err.find("\nhelp: ");
-      ASSERT_NE(help, std::string::npos) << shown << "\n" << outcome.err;
-      EXPECT_THAT(outcome.err.substr(help), HasSubstr(bad.help)) << shown;
-    }
+    const size_t help = outcome.err.find("\nhelp: ");
+    ASSERT_NE(help, std::string::npos) << shown << "\n" << outcome.err;
+    EXPECT_THAT(outcome.err.substr(help), HasSubstr(bad.help)) << shown;
     EXPECT_EQ(outcome.out, "") << shown;
   }
 }

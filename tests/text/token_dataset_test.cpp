@@ -61,6 +61,23 @@ TEST(TokenDataset, SurvivesWritingAndReading) {
   EXPECT_THROW(write_token_dataset(folder / "t.h5", {{1, 10}, 10, ""}), ConfigError);
 }
 
+TEST(TokenDataset, TheOldFileStaysUntilTheNewOneIsComplete) {
+  const TempFolder folder;
+  const std::filesystem::path file = folder / "ids.h5";
+  write_token_dataset(file, {.ids = {1, 2, 3}, .vocab_size = 9, .tokenizer_digest = ""});
+  EXPECT_THROW(write_token_dataset(file, {.ids = {1, 9}, .vocab_size = 9, .tokenizer_digest = ""}), ConfigError);
+  EXPECT_EQ(read_token_dataset(file).ids, (std::vector<int64_t>{1, 2, 3}));
+  // What a killed writer left goes with the next one.
+  write_text(folder / ".ids.h5.tmp-1-0", "half of a file");
+  write_token_dataset(file, {.ids = {4}, .vocab_size = 9, .tokenizer_digest = ""});
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"ids.h5"});
+  EXPECT_EQ(read_token_dataset(file).ids, std::vector<int64_t>{4});
+  EXPECT_THROW(write_token_dataset(folder / "absent/ids.h5", {}), Error);
+  std::filesystem::create_directory(folder / "taken.h5");
+  EXPECT_THROW(write_token_dataset(folder / "taken.h5", {}), Error);
+  EXPECT_EQ(folder.names(), (std::vector<std::string>{"ids.h5", "taken.h5"}));
+}
+
 TEST(TokenDataset, ADamagedFileIsRefused) {
   const TempFolder folder;
   write_token_dataset(folder / "t.h5", {{1, 2, 3}, 10, ""});
