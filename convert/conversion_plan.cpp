@@ -21,6 +21,10 @@ std::string role_name(TensorRole role) { return role == TensorRole::kept ? "kept
 ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe recipe,
                                 std::vector<std::string>& warnings) {
   check_recipe(recipe);
+  if (transform(recipe.method).makes() != recipe.target) {
+    throw UsageError(fmt::format("--method {} does not lead to --to {}", recipe.method, target_text(recipe)),
+                     fmt::format("leave the method out to take {}", default_method(recipe.target)));
+  }
   if (!recipe.layers.empty() && recipe.layers.back() >= config.n_layers) {
     throw UsageError(
         fmt::format("--layers {}: the model's layers are 0 to {}", layers_text(recipe.layers), config.n_layers - 1));
@@ -42,9 +46,11 @@ ConversionRecipe resolve_recipe(const ModelConfig& config, ConversionRecipe reci
   return recipe;
 }
 
-/// What is wrong with the target for this layer, or empty.
-std::string fault_of(const AttentionSpec& layer, int64_t heads) {
+/// What is wrong with the target for this layer, or empty. Sizes of latents are checked where they are chosen.
+std::string fault_of(const AttentionSpec& layer, const ConversionRecipe& recipe) {
+  const int64_t heads = recipe.n_kv_heads;
   if (layer.kind == AttentionKind::latent) return "latent attention already, which has no KV heads to merge";
+  if (recipe.target == TargetKind::mla) return {};
   if (heads == layer.n_kv_heads) {
     return fmt::format("{} key-value heads already: the cache would not shrink", layer.n_kv_heads);
   }
@@ -68,7 +74,7 @@ std::string smaller_targets(int64_t n_kv_heads) {
 void check_targets(const ModelConfig& config, const ConversionRecipe& recipe) {
   for (const int64_t layer : recipe.layers) {
     const AttentionSpec& spec = config.layers[static_cast<size_t>(layer)];
-    const std::string fault = fault_of(spec, recipe.n_kv_heads);
+    const std::string fault = fault_of(spec, recipe);
     if (fault.empty()) continue;
     const bool alike = !layers_differ(config);
     const std::string which = alike ? "the model has" : fmt::format("layer {} has", layer);
@@ -140,6 +146,8 @@ ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe
   estimate_costs(source, output, at::get_num_threads(), plan);
   return plan;
 }
+
+int ConversionPlan::phases() const { return transform(recipe.method).surveys(recipe) ? 4 : 3; }
 
 Json ConversionPlan::to_json() const {
   Json runtime_list = Json::array(), tensor_list = Json::array();

@@ -41,6 +41,7 @@ struct ConversionPlan {
   std::vector<RuntimeVerdict> runtimes;
   std::vector<std::string> warnings;
 
+  int phases() const;    // of a run, for progress: those of --method that survey first have one more
   Json to_json() const;  // interface: docs/interface.md
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -76,6 +77,11 @@ void check_fit(const ConversionRecipe& recipe) {
 
 void parse_target(const std::string& text, ConversionRecipe& recipe) {
   recipe.target = TargetKind::gqa;
+  if (text == "mla") {
+    recipe.target = TargetKind::mla;
+    recipe.n_kv_heads = 0;
+    return;
+  }
   if (text == "mqa") {
     recipe.n_kv_heads = 1;
     return;
@@ -91,12 +97,26 @@ void parse_target(const std::string& text, ConversionRecipe& recipe) {
                      "for example --to gqa:4");
   }
   throw UsageError(
-      fmt::format("--to {}: unknown target; known are gqa:N (N shared key-value heads) and mqa (one)", text),
+      fmt::format("--to {}: unknown target; known are gqa:N (N shared key-value heads), mqa (one) and mla (a latent)",
+                  text),
       text == "gqa" ? "say how many heads: --to gqa:4" : "for example --to gqa:4");
 }
 
 std::string target_text(const ConversionRecipe& recipe) {
+  if (recipe.target == TargetKind::mla) return "mla";
   return recipe.n_kv_heads == 1 ? "mqa" : fmt::format("gqa:{}", recipe.n_kv_heads);
+}
+
+double parse_budget(const std::string& text) {
+  const bool percent = !text.empty() && text.back() == '%';
+  const std::string digits = percent ? text.substr(0, text.size() - 1) : text;
+  char* end = nullptr;
+  const double value = std::strtod(digits.c_str(), &end) / (percent ? 100 : 1);
+  if (digits.empty() || *end != '\0' || !(value > 0 && value < 1)) {
+    throw UsageError(fmt::format("--kv-budget {}: expected a share of the source's cache between 0 and 1", text),
+                     "for example --kv-budget 25%");
+  }
+  return value;
 }
 
 std::vector<int64_t> parse_layers(const std::string& text) {
@@ -142,6 +162,10 @@ Json recipe_json(const ConversionRecipe& recipe) {
     files.push_back({{"file", spec.path.filename().string()}, {"weight", spec.weight}});
   }
   return {{"to", target_text(recipe)},
+          {"rank", recipe.rank},
+          {"rope-dim", recipe.rope_dim},
+          {"kv-budget", recipe.kv_budget},
+          {"shared-slots", recipe.shared_slots},
           {"method", recipe.method},
           {"layers", layers_text(recipe.layers)},
           {"calibration", files},
@@ -156,10 +180,36 @@ Json recipe_json(const ConversionRecipe& recipe) {
           {"seed", recipe.seed}};
 }
 
-void check_recipe(const ConversionRecipe& recipe) {
-  if (recipe.n_kv_heads < 1) {
-    throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4 or --to mqa");
+namespace {
+
+void check_target(const ConversionRecipe& recipe) {
+  const bool sizes = recipe.rank != 0 || recipe.rope_dim != -1;
+  if (recipe.target == TargetKind::gqa) {
+    if (recipe.n_kv_heads < 1) {
+      throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4, --to mqa or --to mla");
+    }
+    if (sizes || recipe.kv_budget > 0) {
+      throw UsageError(
+          fmt::format("--rank, --rope-dim and --kv-budget have no meaning for --to {}", target_text(recipe)),
+          "--to mla has a rank; the cache of shared heads is set by their number");
+    }
+    return;
   }
+  if (sizes && recipe.kv_budget > 0) {
+    throw UsageError("--kv-budget contradicts --rank and --rope-dim", "give the budget or the sizes");
+  }
+  if (!sizes && !(recipe.kv_budget > 0)) {
+    throw UsageError("--to mla: how small is not said", "--kv-budget 25%, or --rank R --rope-dim D");
+  }
+  if (sizes && (recipe.rank < 1 || recipe.rope_dim < 0)) {
+    throw UsageError("--rank and --rope-dim belong together", "for example --rank 80 --rope-dim 32");
+  }
+}
+
+}  // namespace
+
+void check_recipe(const ConversionRecipe& recipe) {
+  check_target(recipe);
   check_calibration(recipe);
   check_fit(recipe);
 }

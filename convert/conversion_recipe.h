@@ -13,17 +13,20 @@ namespace cinch {
 
 constexpr int64_t kLeastWindow = 8;  // tokens of a calibration window
 
-enum class TargetKind { gqa };  // mqa is gqa with one head
+enum class TargetKind { gqa, mla };  // mqa is gqa with one head
 enum class RefitMode {
   automatic,
   on,
   off
-};  // automatic: what the method does by default (on for aligned, off for mean, first, procrustes)
+};  // automatic: what the method does by default (on for aligned and weighted, off for the baselines)
 
 struct ConversionRecipe {
   TargetKind target = TargetKind::gqa;
   int64_t n_kv_heads = 0;               // target heads, from "gqa:N" or "mqa"
-  std::string method = "aligned";       // aligned, procrustes, mean, first
+  int64_t rank = 0, rope_dim = -1;      // mla: R and Dr; 0 and -1: chosen from kv_budget
+  double kv_budget = 0;                 // mla: share of the source's 16-bit cache; 0: not given
+  bool shared_slots = true;             // mla: one list of rotary slots for all layers, as stock runtimes need
+  std::string method = "aligned";       // one of transforms() for this target
   std::vector<CorpusSpec> calibration;  // empty: the bundled mixture
   int64_t calibration_tokens = 18432;   // in all: an eighth of the windows only measures
   int64_t calibration_window = 512;
@@ -37,10 +40,13 @@ struct ConversionRecipe {
   uint64_t seed = 0;
 };
 
-/// "gqa:4" / "mqa". Throws UsageError naming what is known.
+/// "gqa:4" / "mqa" / "mla". Throws UsageError naming what is known.
 void parse_target(const std::string& text, ConversionRecipe& recipe);
-/// The spelling that `parse_target` reads: "gqa:4", "mqa".
+/// The spelling that `parse_target` reads: "gqa:4", "mqa", "mla".
 std::string target_text(const ConversionRecipe& recipe);
+
+/// "25%" or "0.25" -> share of the source's 16-bit cache. Throws UsageError unless it lies between 0 and 1.
+double parse_budget(const std::string& text);
 
 /// "4-27", "0,3,8-11" -> sorted layer numbers without repeats. Throws UsageError on anything else.
 std::vector<int64_t> parse_layers(const std::string& text);

@@ -31,16 +31,19 @@ ChunkLoss chunk_loss(const at::Tensor& logits_before, const at::Tensor& logits_a
 }
 
 Json layer_report(int64_t layer, const LayerSolution& solution) {
-  return {{"layer", layer},
-          {"kept_energy_k", solution.kept_energy_k},
-          {"kept_energy_v", solution.kept_energy_v},
-          {"output_error_before_refit", solution.output_error_before_refit},
-          {"output_error", solution.output_error},
-          {"refit_lambda", solution.refit_lambda},
-          {"head_order", solution.head_order},
-          {"warnings", solution.warnings}};
+  Json report = {{"layer", layer},
+                 {"kept_energy_k", solution.kept_energy_k},
+                 {"kept_energy_v", solution.kept_energy_v},
+                 {"output_error_before_refit", solution.output_error_before_refit},
+                 {"output_error", solution.output_error},
+                 {"refit_lambda", solution.refit_lambda},
+                 {"head_order", solution.head_order},
+                 {"warnings", solution.warnings}};
+  if (!solution.rope_inv_freq.empty()) report["rope_inv_freq"] = solution.rope_inv_freq;
+  return report;
 }
 
+constexpr const char* kInterruptHelp = "the finished layers are kept: repeat the command with --resume to go on";
 constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
 
 /// Solvers fail on NaN in ways that do not tell where it came from.
@@ -60,6 +63,7 @@ void check_finite(const LayerProblem& problem, const NamedTensors& weights, cons
 
 ConversionRun::ConversionRun(Inputs inputs)
     : in_(std::move(inputs)),
+      target_(in_.plan.target),
       dtype_(output_dtype(in_.output, in_.plan.source)),
       teacher_(in_.source, in_.calibration.windows, {.dtype = at::kFloat, .device = in_.device}) {
   for (const TensorInfo& info : in_.source->tensors().tensors()) {
@@ -86,26 +90,31 @@ at::Tensor ConversionRun::read_converted(const std::string& name, const NamedTen
   return tensor.to(in_.device);
 }
 
-void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) const {
-  const ModelConfig& target = in_.plan.target;
+LayerProblem ConversionRun::problem_of(int64_t layer, const DecoderLayer& original, const at::Tensor& hidden) const {
   const auto index = static_cast<size_t>(layer);
   LayerProblem problem;
   problem.layer = layer;
   problem.source = in_.plan.source.layers[index];
-  problem.target = target.layers[index];
+  problem.target = target_.layers[index];
   problem.weights = original.grouped_query_attention().weights();
-  problem.teacher = teacher_.hidden();
-  problem.student = student_;
+  problem.teacher = hidden;
   problem.windows = in_.calibration.roles;
-  problem.attention_input = [&](const at::Tensor& h) { return original.attention_input(h); };
-  problem.attention_residual = [&](const at::Tensor& out) { return original.attention_residual(out); };
-  problem.output_bias_allowed = target.layers[index].output_bias;
+  problem.attention_input = [&original](const at::Tensor& h) { return original.attention_input(h); };
+  problem.attention_residual = [&original](const at::Tensor& out) { return original.attention_residual(out); };
+  problem.output_bias_allowed = problem.target.output_bias;
   check_finite(problem, in_.source->family().attention_tensors(in_.plan.source, layer, problem.weights),
                in_.source->path());
+  return problem;
+}
+
+void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) const {
+  LayerProblem problem = problem_of(layer, original, teacher_.hidden());
+  problem.student = student_;
+  problem.shared = shared_.get();
   const LayerSolution solution = transform(in_.plan.recipe.method).solve(problem, in_.plan.recipe);
 
   std::map<std::string, PartialFolder::StoredTensor> stored;
-  for (const auto& [name, tensor] : in_.source->family().attention_tensors(target, layer, solution.weights)) {
+  for (const auto& [name, tensor] : in_.source->family().attention_tensors(target_, layer, solution.weights)) {
     const Dtype dtype = stored_dtype(tensor);
     const at::Tensor rounded = tensor.to(at::kCPU, torch_dtype(dtype)).contiguous();
     if (!at::isfinite(tensor).all().item<bool>()) {
@@ -127,12 +136,15 @@ void ConversionRun::advance_student(int64_t layer) {
     PartialFolder::StoredLayer stored = in_.partial.load_layer(layer);
     derived = std::move(stored.tensors);
     reports_.push_back(std::move(stored.report));
+    const auto frequencies = reports_.back().find("rope_inv_freq");
+    if (frequencies != reports_.back().end()) {
+      target_.layers[static_cast<size_t>(layer)].rope_inv_freq = frequencies->get<std::vector<double>>();
+    }
   }
   const ModelFamily& family = in_.source->family();
-  const DecoderLayer converted(in_.plan.target, layer,
-                               family.read_layer(in_.plan.target, layer, [&](const std::string& name) {
-                                 return read_converted(name, derived);
-                               }));
+  const DecoderLayer converted(target_, layer, family.read_layer(target_, layer, [&](const std::string& name) {
+    return read_converted(name, derived);
+  }));
   const int64_t step = teacher_.batch_windows();
   for (int64_t first = 0; first < student_.size(0); first += step) {
     at::Tensor batch = student_.narrow(0, first, std::min(step, student_.size(0) - first));
@@ -155,9 +167,44 @@ void release_free_memory() {
 
 }  // namespace
 
-void ConversionRun::run_layers() {
+bool ConversionRun::has_unsolved_layers() const {
+  for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
+    if (in_.plan.converted[static_cast<size_t>(layer)] && !in_.partial.has_layer(layer)) return true;
+  }
+  return false;
+}
+
+void ConversionRun::survey_layers() {
+  const Transform& method = transform(in_.plan.recipe.method);
+  if (!method.surveys(in_.plan.recipe) || !has_unsolved_layers()) return;
   const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
-  Progress progress({.phase = "convert", .unit = "layers", .total = total, .index = 1, .count = 3});
+  Progress progress({.phase = "survey", .unit = "layers", .total = total, .index = 1, .count = in_.plan.phases()});
+  LayerStream stream(in_.source, in_.calibration.windows, {.dtype = at::kFloat, .device = in_.device});
+  std::vector<std::unique_ptr<LayerSurvey>> surveys;
+  for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
+    with_context(fmt::format("surveying layer {}", layer), [&] {
+      const DecoderLayer original = stream.load_layer();
+      if (in_.plan.converted[static_cast<size_t>(layer)]) {
+        surveys.push_back(method.survey(problem_of(layer, original, stream.hidden()), in_.plan.recipe));
+      }
+      stream.advance(original);
+    });
+    release_free_memory();
+    progress.advance();
+    check_interrupt(kInterruptHelp);
+  }
+  progress.finish();
+  shared_ = method.choose(surveys, in_.plan.recipe);
+}
+
+void ConversionRun::run_layers() {
+  survey_layers();
+  const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
+  Progress progress({.phase = "convert",
+                     .unit = "layers",
+                     .total = total,
+                     .index = in_.plan.phases() - 2,
+                     .count = in_.plan.phases()});
   for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
     with_context(fmt::format("converting layer {}", layer), [&] {
       const DecoderLayer original = teacher_.load_layer();
@@ -167,7 +214,7 @@ void ConversionRun::run_layers() {
     advance_student(layer);
     release_free_memory();
     progress.advance();
-    check_interrupt("the finished layers are kept: repeat the command with --resume to go on");
+    check_interrupt(kInterruptHelp);
   }
   progress.finish();
 }

@@ -14,6 +14,7 @@
 #include "convert/conversion_plan.h"
 #include "convert/partial_folder.h"
 #include "convert/provenance.h"
+#include "convert/transform.h"
 #include "model/decoder_model.h"
 #include "model/model_writer.h"
 
@@ -34,6 +35,8 @@ class ConversionRun {
   /// Converts what is not finished yet and replays what is. Throws InterruptedError between layers.
   void run_layers();
   const std::vector<Json>& layer_reports() const { return reports_; }
+  /// The plan's target with what only solving told: the rotary frequencies of latent layers; call after run_layers.
+  const ModelConfig& target() const { return target_; }
 
   /// Loss of both models on the held-out windows; call after run_layers.
   HeldOutLoss held_out_loss() const;
@@ -44,17 +47,22 @@ class ConversionRun {
  private:
   /// The type in which a tensor of the output is stored.
   Dtype stored_dtype(const at::Tensor& tensor) const;
+  LayerProblem problem_of(int64_t layer, const DecoderLayer& original, const at::Tensor& hidden) const;
+  void survey_layers();
+  bool has_unsolved_layers() const;
   void solve_layer(int64_t layer, const DecoderLayer& original) const;
   void advance_student(int64_t layer);
   at::Tensor read_converted(const std::string& name, const NamedTensors& derived) const;
   const ModelTrunk& converted_trunk() const;
 
   Inputs in_;
+  ModelConfig target_;
   Dtype dtype_;
   bool rounds_ = false;  // kept tensors lose bits in the output's type
   LayerStream teacher_;
   at::Tensor student_;  // (W, T, E)
   std::vector<Json> reports_;
+  std::unique_ptr<SharedChoice> shared_;
   mutable std::unique_ptr<ModelTrunk> rounded_trunk_;
 };
 

@@ -126,7 +126,7 @@ class Conversion {
     layers.run_layers();
     loss_ = layers.held_out_loss();
     const std::filesystem::path result = partial.prepare_result();
-    const auto digests = write(partial, result);
+    const auto digests = write(layers.target(), partial, result);
     verify(layers, partial, result, digests);
     describe(layers, result, digests);
     check_interrupt(kResumeHelp);
@@ -135,12 +135,17 @@ class Conversion {
     return report(layers.layer_reports(), partial.resumed_layers());
   }
 
-  std::map<std::string, std::string> write(const PartialFolder& partial, const std::filesystem::path& result) const {
+  std::map<std::string, std::string> write(const ModelConfig& target, const PartialFolder& partial,
+                                           const std::filesystem::path& result) const {
     ModelWriterOptions output = options_.output;
     output.output = result;
-    const auto writer = ModelWriter::create(plan_.target, *source_, output);
-    Progress progress({.phase = "write", .unit = "tensors", .total = plan_.tensors.size(), .index = 2, .count = 3});
-    const std::vector<WeightSpec> weights = source_->family().weights(plan_.target);
+    const auto writer = ModelWriter::create(target, *source_, output);
+    Progress progress({.phase = "write",
+                       .unit = "tensors",
+                       .total = plan_.tensors.size(),
+                       .index = plan_.phases() - 1,
+                       .count = plan_.phases()});
+    const std::vector<WeightSpec> weights = source_->family().weights(target);
     int64_t held = -1;
     PartialFolder::StoredLayer layer;
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -160,7 +165,8 @@ class Conversion {
 
   void verify(const ConversionRun& layers, const PartialFolder& partial, const std::filesystem::path& result,
               const std::map<std::string, std::string>& digests) {
-    Progress progress({.phase = "verify", .unit = "tokens", .total = 0, .index = 3, .count = 3});
+    Progress progress(
+        {.phase = "verify", .unit = "tokens", .total = 0, .index = plan_.phases(), .count = plan_.phases()});
     const at::Tensor window = calibration_.windows[0];
     const int64_t tokens = std::min(kCheckedTokens, window.size(0));
     verification_ = with_context("verifying the output", [&] {

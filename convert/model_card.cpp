@@ -6,6 +6,7 @@
 
 #include "convert/provenance.h"
 #include "core/files.h"
+#include "model/mixed_layers.h"
 #include "model/model_summary.h"
 
 namespace cinch {
@@ -82,7 +83,9 @@ std::string model_card(const ConversionRecord& record) {
   const std::string name = record.identity["source"]["name"].get<std::string>();
   std::string card = "---\n";
   if (!licence.empty()) card += fmt::format("license: {}\n", licence);
-  card += "library_name: transformers\ntags:\n- cinch\n- gqa\n---\n";
+  card +=
+      fmt::format("{}tags:\n- cinch\n- {}\n---\n", has_latent_layers(plan.target) ? "" : "library_name: transformers\n",
+                  plan.recipe.target == TargetKind::mla ? "mla" : "gqa");
   card += fmt::format("# {} with a smaller KV cache ({})\n\n", name, target_text(plan.recipe));
   card += fmt::format(
       "Converted from `{}` by cinch {}; `cinch.json` records the recipe and the digests of all inputs and outputs.\n\n",

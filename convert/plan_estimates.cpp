@@ -39,7 +39,7 @@ int64_t peak_memory(const ModelSource& source, const ConversionPlan& plan, bool 
   const int64_t layer = 2 * largest_layer(source) * 4;
   int64_t statistics = 0;
   for (const AttentionSpec& spec : config.layers) {
-    const int64_t width = spec.n_heads * spec.head_dim;
+    const int64_t width = std::max(spec.n_heads * spec.head_dim, spec.kv_elements());
     const int64_t heads = tokens * (2 * width + 4 * spec.n_kv_heads * spec.head_dim) * 4;
     statistics = std::max(statistics, heads + 6 * width * width * 8);
   }

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,18 @@
 #include "convert/window_roles.h"
 
 namespace cinch {
+
+/// What a method remembers of one layer of the original until it has seen them all.
+class LayerSurvey {
+ public:
+  virtual ~LayerSurvey() = default;
+};
+
+/// What it chooses from these for all layers alike.
+class SharedChoice {
+ public:
+  virtual ~SharedChoice() = default;
+};
 
 /// One layer as a transform sees it. Streams are on the calibration windows; everything is fp32 unless a test asks for
 /// fp64.
@@ -27,13 +40,15 @@ struct LayerProblem {
   /// Attention's contribution to the residual stream from the o_proj output (identity unless the family has sandwich
   /// norms).
   std::function<at::Tensor(const at::Tensor&)> attention_residual;
-  bool output_bias_allowed = false;  // the target class has an o_proj bias
+  const SharedChoice* shared = nullptr;  // of Transform::choose, for methods that survey
+  bool output_bias_allowed = false;      // the target class has an o_proj bias
 };
 
 struct LayerSolution {
-  AttentionWeights weights;         // shapes and kind of `target`
-  std::vector<int64_t> head_order;  // (H) source query head at each target position
-  double kept_energy_k = 1.0;       // share of query-weighted key energy that the shared heads keep
+  AttentionWeights weights;           // shapes and kind of `target`
+  std::vector<double> rope_inv_freq;  // of a latent target's rotary slots, which the plan leaves open
+  std::vector<int64_t> head_order;    // (H) source query head at each target position
+  double kept_energy_k = 1.0;         // share of query-weighted key energy that the shared heads keep
   double kept_energy_v = 1.0;
   double output_error_before_refit =
       0;                              // relative error of the attention output on windows.measured() (teacher stream)
@@ -51,6 +66,7 @@ class Transform {
   virtual ~Transform() = default;
   virtual std::string name() const = 0;
   virtual std::string summary() const = 0;  // one line for --help
+  virtual TargetKind makes() const = 0;
   /// Target attention of a layer, or UnsupportedError / UsageError with the rule. Reads no weights.
   virtual AttentionSpec target(const AttentionSpec& source, const ConversionRecipe& recipe) const = 0;
   /// Warnings that `plan` prints (QK-norm: what is approximate).
@@ -66,11 +82,29 @@ class Transform {
     (void)recipe;
     return 0;
   }
+  /// True when every layer of the original is looked at before the first is solved.
+  virtual bool surveys(const ConversionRecipe& recipe) const {
+    (void)recipe;
+    return false;
+  }
+  virtual std::unique_ptr<LayerSurvey> survey(const LayerProblem& problem, const ConversionRecipe& recipe) const {
+    (void)problem;
+    (void)recipe;
+    return nullptr;
+  }
+  virtual std::unique_ptr<SharedChoice> choose(const std::vector<std::unique_ptr<LayerSurvey>>& layers,
+                                               const ConversionRecipe& recipe) const {
+    (void)layers;
+    (void)recipe;
+    return nullptr;
+  }
   virtual LayerSolution solve(const LayerProblem& problem, const ConversionRecipe& recipe) const = 0;
 };
 
 const std::vector<const Transform*>& transforms();
 /// Throws UsageError naming the nearest known method.
 const Transform& transform(const std::string& name);
+/// The method that is taken when none is named.
+std::string default_method(TargetKind target);
 
 }  // namespace cinch

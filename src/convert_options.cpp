@@ -21,9 +21,21 @@ std::string format_for(const std::string& runtime) {
 void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
   std::string methods;
   for (const Transform* method : transforms()) methods += fmt::format("\n  {}: {}", method->name(), method->summary());
-  command.add_option("--to", flags.to, "Target: gqa:N (N shared key-value heads per layer) or mqa (one)")
+  command
+      .add_option("--to", flags.to,
+                  "Target: gqa:N (N shared key-value heads per layer), mqa (one) or mla (a cached latent)")
       ->type_name("TARGET");
-  command.add_option("--method", flags.recipe.method, "How the shared heads are found:" + methods)
+  command.add_option("--kv-budget", flags.kv_budget, "mla: share of the source's 16-bit cache, as 25%")
+      ->type_name("SHARE%");
+  command.add_option("--rank", flags.recipe.rank, "mla: width of the latent, with --rope-dim instead of a budget")
+      ->type_name("INT");
+  command.add_option("--rope-dim", flags.recipe.rope_dim, "mla: width of the rotary key")->type_name("INT");
+  command
+      .add_option("--shared-slots", flags.recipe.shared_slots,
+                  "mla: one list of rotary frequencies for all layers instead of each layer's best")
+      ->capture_default_str()
+      ->type_name("BOOL");
+  command.add_option("--method", flags.method, "How the target is found (auto: the target's default):" + methods)
       ->capture_default_str()
       ->type_name("NAME");
   command.add_option("--layers", flags.layers, "Convert only these layers (4-27, 0,3,8-11); needs --for native")
@@ -69,8 +81,10 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
 
 void add_output_options(CLI::App& command, ConvertFlags& flags) {
   command
-      .add_option("--for", flags.runtime,
-                  "Runtime that must load the result: hf, vllm, sglang, llama.cpp, or native (cinch only)")
+      .add_option(
+          "--for", flags.runtime,
+          "Runtime that must load the result: hf, vllm, sglang, llama.cpp, or native (cinch only); auto: hf, for mla "
+          "native")
       ->capture_default_str()
       ->type_name("RUNTIME");
   command.add_option("--format", flags.format, "hf, gguf, native, hdf5 or safetensors (default: what --for loads)")
@@ -94,8 +108,11 @@ void add_convert_options(CLI::App& command, ConvertFlags& flags) {
 ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
   ConversionRecipe recipe = flags.recipe;
   if (flags.to.empty())
-    throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4 or --to mqa");
+    throw UsageError("--to is missing: say what to convert to",
+                     "for example --to gqa:4, --to mqa or --to mla --kv-budget 25%");
   parse_target(flags.to, recipe);
+  recipe.method = flags.method == "auto" ? default_method(recipe.target) : flags.method;
+  if (!flags.kv_budget.empty()) recipe.kv_budget = parse_budget(flags.kv_budget);
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
   for (const std::string& file : flags.calibration) {
     try {
@@ -112,9 +129,10 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
 
 ModelWriterOptions output_of_flags(const ConvertFlags& flags) {
   std::vector<std::string> runtimes = known_runtimes();
-  runtimes.push_back("native");
+  runtimes.insert(runtimes.end(), {"native", "auto"});
   require_choice("--for", flags.runtime, runtimes);
-  const std::string format = flags.format.empty() ? format_for(flags.runtime) : flags.format;
+  const std::string runtime = flags.runtime != "auto" ? flags.runtime : flags.to == "mla" ? "native" : "hf";
+  const std::string format = flags.format.empty() ? format_for(runtime) : flags.format;
   require_choice("--format", format, {"hf", "gguf", "native", "hdf5", "safetensors"});
   if (!flags.dtype.empty()) require_choice("--dtype", flags.dtype, {"f32", "f16", "bf16", "q8_0"});
   if (flags.dtype == "q8_0" && format != "gguf") {

@@ -14,7 +14,7 @@ namespace cinch {
 
 struct ConvertFlags {
   std::string model, out;
-  std::string to, layers, runtime = "hf", format, device = "cpu";
+  std::string to, method = "auto", kv_budget, layers, runtime = "auto", format, device = "cpu";
   std::vector<std::string> calibration;
   ConversionRecipe recipe;  // fields without a spelling of their own are bound to it directly
   bool refit = false;       // read only when given
@@ -29,7 +29,8 @@ void add_convert_options(CLI::App& command, ConvertFlags& flags);
 ConversionRecipe recipe_of_flags(const ConvertFlags& flags);
 
 /// Where and how to write: `--format`, or what `--for` reads best (hf, vllm, sglang: folder; llama.cpp: gguf; native:
-/// hdf5). Throws UsageError when the two contradict each other.
+/// hdf5). "auto" is hf, and native for latents, which no stock class of the source's family holds. Throws UsageError
+/// when the two contradict each other.
 ModelWriterOptions output_of_flags(const ConvertFlags& flags);
 
 /// The folder of the bundled calibration mixture: $CINCH_DATA/calibration, <program>/../share/cinch/calibration, or

@@ -14,6 +14,7 @@ class GroupedTransform : public Transform {
   AttentionSpec target(const AttentionSpec& source, const ConversionRecipe& recipe) const override;
   std::vector<std::string> cautions(const AttentionSpec& source, const ConversionRecipe& recipe) const override;
   bool needs_calibration(const ConversionRecipe& recipe) const override;
+  TargetKind makes() const override { return TargetKind::gqa; }
   LayerSolution solve(const LayerProblem& problem, const ConversionRecipe& recipe) const override;
 
  protected:

@@ -53,6 +53,18 @@ TEST(ConvertOptions, FlagsBecomeARecipe) {
   EXPECT_FALSE(recipe.search_groups);
 }
 
+TEST(ConvertOptions, TheTargetChoosesMethodAndRuntime) {
+  const auto heads = parse({"--to", "mqa"}), latent = parse({"--to", "mla", "--kv-budget", "25%"});
+  EXPECT_EQ(recipe_of_flags(heads->flags).method, "aligned");
+  EXPECT_EQ(output_of_flags(heads->flags).format, "hf");
+  const ConversionRecipe recipe = recipe_of_flags(latent->flags);
+  EXPECT_EQ(recipe.method, "weighted");
+  EXPECT_DOUBLE_EQ(recipe.kv_budget, 0.25);
+  EXPECT_EQ(output_of_flags(latent->flags).format, "hdf5");
+  EXPECT_THROW(recipe_of_flags(parse({"--to", "mla"})->flags), UsageError);
+  EXPECT_THROW(recipe_of_flags(parse({"--to", "mqa", "--rank", "8", "--rope-dim", "8"})->flags), UsageError);
+}
+
 TEST(ConvertOptions, RefitIsTheMethodsChoiceUnlessGiven) {
   EXPECT_EQ(recipe_of_flags(parse({"--to", "mqa"})->flags).refit, RefitMode::automatic);
   EXPECT_EQ(recipe_of_flags(parse({"--to", "mqa", "--refit"})->flags).refit, RefitMode::on);

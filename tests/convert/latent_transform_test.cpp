@@ -1,0 +1,198 @@
+#include "convert/transforms/latent_transform.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+
+#include "convert/converter.h"
+#include "convert/partial_folder.h"
+#include "core/digest.h"
+#include "core/errors.h"
+#include "model/decoder_model.h"
+#include "tests/convert/tiny_model.h"
+#include "tests/support/assets.h"
+
+namespace cinch {
+namespace {
+
+using testing::HasSubstr;
+
+ConversionRecipe mla_recipe(int64_t rank, int64_t rope_dim, const std::string& method = "weighted") {
+  ConversionRecipe recipe;
+  parse_target("mla", recipe);
+  recipe.method = method;
+  recipe.rank = rank;
+  recipe.rope_dim = rope_dim;
+  recipe.calibration_tokens = 512;
+  recipe.calibration_window = 32;
+  return recipe;
+}
+
+ConversionRecipe budget_recipe(double budget) {
+  ConversionRecipe recipe = mla_recipe(0, -1);
+  recipe.kv_budget = budget;
+  return recipe;
+}
+
+AttentionSpec source_spec(int64_t heads, int64_t kv_heads, int64_t head_dim) {
+  AttentionSpec spec;
+  spec.hidden_size = heads * head_dim;
+  spec.n_heads = heads;
+  spec.n_kv_heads = kv_heads;
+  spec.head_dim = head_dim;
+  return spec;
+}
+
+TEST(LatentSizes, ABudgetIsSplitAsMeasuredToServeBest) {
+  const AttentionSpec smollm2 = source_spec(9, 3, 64);  // 384 numbers
+  const std::vector<std::array<int64_t, 3>> table = {{192, 144, 48}, {112, 80, 32}, {96, 64, 32}, {48, 24, 24}};
+  for (const auto& [n, rank, rope_dim] : table) {
+    const LatentSizes sizes = latent_sizes(smollm2, budget_recipe(static_cast<double>(n) / 384 + 1e-9));
+    EXPECT_EQ(sizes.rank, rank) << n;
+    EXPECT_EQ(sizes.rope_dim, rope_dim) << n;
+  }
+}
+
+TEST(LatentSizes, StayWithinAnyBudget) {
+  for (const AttentionSpec& spec :
+       {source_spec(9, 3, 48), source_spec(32, 32, 128), source_spec(8, 4, 8), source_spec(12, 2, 128)}) {
+    for (const double budget : {0.06, 0.125, 0.25, 0.3, 0.5, 0.77, 0.98}) {
+      if (budget * static_cast<double>(spec.kv_elements()) < 16) continue;
+      const LatentSizes sizes = latent_sizes(spec, budget_recipe(budget));
+      EXPECT_LE(static_cast<double>(sizes.rank + sizes.rope_dim), budget * static_cast<double>(spec.kv_elements()));
+      EXPECT_GE(sizes.rank, 8);
+      EXPECT_EQ(sizes.rank % 8, 0);
+      EXPECT_EQ(sizes.rope_dim % 8, 0);
+      EXPECT_LE(sizes.rope_dim, spec.n_kv_heads * spec.head_dim);
+    }
+  }
+}
+
+TEST(LatentSizes, KeyScalesOfQkNormCount) {
+  AttentionSpec spec = source_spec(8, 4, 16);
+  spec.qk_norm = true;
+  const LatentSizes sizes = latent_sizes(spec, budget_recipe(0.5));
+  EXPECT_LE(sizes.rank + sizes.rope_dim + 4, 64);
+}
+
+TEST(LatentSizes, ImpossibleOnesAreRefused) {
+  const AttentionSpec spec = source_spec(4, 4, 8);  // 64 numbers
+  EXPECT_THROW(latent_sizes(spec, mla_recipe(20, 7)), UsageError);
+  EXPECT_THROW(latent_sizes(spec, mla_recipe(8, 34)), UsageError);
+  EXPECT_THROW(latent_sizes(spec, mla_recipe(57, 8)), UsageError);
+  EXPECT_THROW(latent_sizes(spec, budget_recipe(0.1)), UsageError);
+  try {
+    latent_sizes(spec, mla_recipe(40, 24));
+    FAIL();
+  } catch (const UnsupportedError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("64 numbers per token and layer now, 40 + 24 then"));
+  }
+}
+
+TEST(LatentSizes, TargetsAndMethodsThatDoNotFitAreRefused) {
+  EXPECT_THROW(check_recipe(mla_recipe(0, -1)), UsageError);
+  EXPECT_THROW(check_recipe(mla_recipe(8, -1)), UsageError);
+  ConversionRecipe both = mla_recipe(8, 8);
+  both.kv_budget = 0.5;
+  EXPECT_THROW(check_recipe(both), UsageError);
+  ConversionRecipe heads = mla_recipe(8, 8);
+  parse_target("mqa", heads);
+  EXPECT_THROW(check_recipe(heads), UsageError);
+  EXPECT_DOUBLE_EQ(parse_budget("25%"), 0.25);
+  EXPECT_DOUBLE_EQ(parse_budget("0.125"), 0.125);
+  for (const char* bad : {"", "%", "0", "100%", "-5%", "25 %x", "nan", "inf"})
+    EXPECT_THROW(parse_budget(bad), UsageError) << bad;
+}
+
+class LatentConversion : public testing::TestWithParam<const char*> {
+ protected:
+  /// 9 heads on 3 KV heads of 12, two layers.
+  void SetUp() override {
+    write_tiny_model(folder_ / "model",
+                     {.family = GetParam(), .heads = 9, .kv_heads = 3, .head_dim = 12, .hidden = 40});
+    write_tiny_ids(folder_ / "text.ids", 2000, 97);
+  }
+  Json convert(ConversionRecipe recipe, const char* out, bool resume = false) const {
+    recipe.calibration = {{folder_ / "text.ids", 1.0}};
+    return convert_model(ModelSource::open(folder_ / "model"), recipe,
+                         {.output = {.output = folder_ / out, .format = "hdf5"}, .resume = resume})
+        .json;
+  }
+  /// Mean squared difference to the source's logits over that of the logits' own spread.
+  double logit_error(const char* out) const {
+    const at::Tensor ids = at::arange(48, at::kLong).unsqueeze(0);
+    const at::Tensor before = DecoderModel(ModelSource::open(folder_ / "model"), at::kFloat).forward(ids);
+    const at::Tensor after = DecoderModel(ModelSource::open(folder_ / out), at::kFloat).forward(ids);
+    return ((after - before).square().mean() / before.square().mean()).item<double>();
+  }
+  TempFolder folder_;
+};
+
+TEST_P(LatentConversion, WritesANativeModelWithACacheOfItsSizes) {
+  const Json report = convert(mla_recipe(20, 8), "out");
+  EXPECT_NEAR(report["kv_ratio"].get<double>(), 28.0 / 72, 1e-12);
+  EXPECT_LT(report["verification"]["max_abs_logit_difference"].get<double>(), 1e-4);
+  const auto model = ModelSource::open(folder_ / "out");
+  const auto& layers = model->config().layers;
+  for (const AttentionSpec& layer : layers) {
+    EXPECT_EQ(layer.kind, AttentionKind::latent);
+    EXPECT_EQ(layer.kv_elements(), 28);
+    EXPECT_EQ(layer.rope_inv_freq, layers.front().rope_inv_freq) << "slots are shared";
+    EXPECT_GT(*std::max_element(layer.rope_inv_freq.begin(), layer.rope_inv_freq.end()), 0.0);
+  }
+}
+
+TEST_P(LatentConversion, AlmostFullSizesAlmostGiveTheSource) {
+  convert(mla_recipe(20, 8), "small");
+  convert(mla_recipe(44, 24), "large");  // 68 of 72 numbers
+  EXPECT_LT(logit_error("large"), 0.25 * logit_error("small"));
+}
+
+TEST_P(LatentConversion, LayersMayHaveSlotsOfTheirOwnAndStayAsTheyAre) {
+  ConversionRecipe recipe = mla_recipe(20, 8);
+  recipe.shared_slots = false;
+  recipe.layers = {1};
+  convert(recipe, "out");
+  const auto model = ModelSource::open(folder_ / "out");
+  EXPECT_EQ(model->config().layers[0].kind, AttentionKind::grouped_query);
+  EXPECT_EQ(model->config().layers[1].kind, AttentionKind::latent);
+}
+
+TEST_P(LatentConversion, BaselinesLoseMore) {
+  convert(mla_recipe(20, 8), "weighted");
+  convert(mla_recipe(20, 8, "balanced-pca"), "balanced");
+  convert(mla_recipe(20, 8, "weight-svd"), "svd");
+  EXPECT_LT(logit_error("weighted"), logit_error("balanced"));
+  EXPECT_LT(logit_error("weighted"), logit_error("svd"));
+}
+
+TEST_P(LatentConversion, ResumedRunsGiveTheSameBytes) {
+  convert(mla_recipe(20, 8), "whole");
+  const Json record = JsonObject::from_file(folder_ / "whole/cinch.json").json();
+  Json identity;
+  for (const char* key : {"version", "recipe", "source", "calibration", "output", "threads", "device"})
+    identity[key] = record[key];
+  {
+    // As after a kill behind layer 0.
+    PartialFolder partial(folder_ / "again", identity, PartialFolder::Start::fresh);
+    const auto source = open_tensors(folder_ / "whole");
+    std::map<std::string, PartialFolder::StoredTensor> layer;
+    for (const TensorInfo& info : source->tensors()) {
+      if (info.name.find("layers.0.self_attn") != std::string::npos)
+        layer[info.name] = {info.dtype, to_torch(source->read(info.name), torch_dtype(info.dtype))};
+    }
+    partial.store_layer(0, layer, record["layers"][0]);
+  }
+  EXPECT_EQ(convert(mla_recipe(20, 8), "again", /*resume=*/true)["resumed_layers"], 1);
+  EXPECT_EQ(sha256_hex_of_file(folder_ / "again/model.h5"), sha256_hex_of_file(folder_ / "whole/model.h5"));
+  EXPECT_EQ(sha256_hex_of_file(folder_ / "again/config.json"), sha256_hex_of_file(folder_ / "whole/config.json"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, LatentConversion, testing::Values("llama", "qwen2"));
+
+}  // namespace
+}  // namespace cinch
