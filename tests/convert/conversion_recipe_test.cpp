@@ -23,7 +23,8 @@ TEST(ParseTarget, ReadsGqaAndMqa) {
 
 TEST(ParseTarget, RefusesEverythingElse) {
   ConversionRecipe recipe;
-  for (const char* text : {"", "gqa", "gqa:", "gqa:0", "gqa:-1", "gqa:2.5", "gqa:99999999999999999999", "mla", "MQA"}) {
+  for (const char* text :
+       {"", "gqa", "gqa:", "gqa:0", "gqa:-1", "gqa:2.5", "gqa:99999999999999999999", "mla:2", "MQA"}) {
     EXPECT_THROW(parse_target(text, recipe), UsageError) << text;
   }
   try {
@@ -74,7 +75,9 @@ TEST(RecipeJson, HoldsEveryFieldUnderItsKey) {
   EXPECT_EQ(json["layers"], "0-2");
   EXPECT_EQ(json["calibration"][0]["file"], "a.txt");
   EXPECT_EQ(json["refit"], "automatic");
-  EXPECT_EQ(json.size(), 13u);
+  EXPECT_EQ(json.size(), 17u);
+  parse_target("mla", recipe);
+  EXPECT_EQ(recipe_json(recipe)["to"], "mla");
 }
 
 }  // namespace
