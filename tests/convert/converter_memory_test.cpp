@@ -50,6 +50,8 @@ TEST(SlowConverterMemory, DoesNotGrowWithDepth) {
   if (!reset_peak()) GTEST_SKIP() << "skipped: this system does not let a process reset its peak memory";
   peak_of_depth(folder, 2);  // fills thread pools and allocator caches
   const double shallow = peak_of_depth(folder, 8), deep = peak_of_depth(folder, 64);
+  RecordProperty("shallow_bytes", std::to_string(shallow));
+  RecordProperty("deep_bytes", std::to_string(deep));
   EXPECT_GT(shallow, 0);
   EXPECT_LT(deep, 1.1 * shallow);
 }
