@@ -167,7 +167,7 @@ LatentMaps weighted_maps(const Student& student, const HeadStream& stream, const
   const Setting& setting = student.setting;
   const RotarySurvey own = survey(setting, heads, moments);
   const RotaryMaps rotary = own.maps(setting.portable ? student.shared_slots : choose_slots({&own}, setting.rotary));
-  const LatentBasis basis = latent_basis(heads, moments, rotary, setting.rank);
+  const LatentBasis basis = latent_basis(latent_spectrum(heads, moments, rotary), setting.rank);
   const Phase phase("up-maps");
   return latent_maps(heads, rotary, basis, up_map_moments(stream, heads, rotary, basis));
 }

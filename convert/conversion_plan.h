@@ -33,7 +33,9 @@ struct ConversionPlan {
   int64_t source_parameters = 0, target_parameters = 0;
   std::vector<PlannedTensor> tensors;
   std::vector<bool> converted;  // (L) which layers get new attention
-  double kv_ratio = 1.0;        // target bytes / source bytes
+  double kv_ratio = 1.0;        // target bytes / source bytes, both at 16 bits
+  int kv_bits = 16;             // of a cached number as it will be served
+  double planned_kv_ratio = 1;  // with the target's cache at these bits
   int64_t peak_memory_bytes = 0;
   int64_t disk_bytes = 0;
   double seconds_estimate = 0;
@@ -41,7 +43,7 @@ struct ConversionPlan {
   std::vector<RuntimeVerdict> runtimes;
   std::vector<std::string> warnings;
 
-  int phases() const;    // of a run, for progress: those of --method that survey first have one more
+  int phases() const;    // of a run, for progress: methods that use moments measure them first
   Json to_json() const;  // interface: docs/interface.md
 };
 

@@ -119,6 +119,22 @@ double parse_budget(const std::string& text) {
   return value;
 }
 
+int parse_kv_bits(const std::string& text) {
+  for (const int bits : {16, 8, 4, 0}) {
+    if (text == kv_bits_text(bits)) return bits;
+  }
+  throw UsageError(fmt::format("--kv-bits {}: known are 16, 8, 4 and auto", text));
+}
+
+double stored_bits(int bits) { return bits < 16 ? bits + 0.5 : 16.0; }
+
+std::string kv_bits_text(int bits) { return bits == 0 ? "auto" : std::to_string(bits); }
+
+bool parse_per_layer(const std::string& text) {
+  if (text == "uniform" || text == "sensitivity") return text == "sensitivity";
+  throw UsageError(fmt::format("--per-layer {}: known are uniform and sensitivity", text));
+}
+
 std::vector<int64_t> parse_layers(const std::string& text) {
   std::set<int64_t> layers;
   for (const std::string& part : split_commas(text)) {
@@ -165,6 +181,8 @@ Json recipe_json(const ConversionRecipe& recipe) {
           {"rank", recipe.rank},
           {"rope-dim", recipe.rope_dim},
           {"kv-budget", recipe.kv_budget},
+          {"kv-bits", kv_bits_text(recipe.kv_bits)},
+          {"per-layer", recipe.per_layer ? "sensitivity" : "uniform"},
           {"shared-slots", recipe.shared_slots},
           {"method", recipe.method},
           {"layers", layers_text(recipe.layers)},
@@ -188,9 +206,10 @@ void check_target(const ConversionRecipe& recipe) {
     if (recipe.n_kv_heads < 1) {
       throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4, --to mqa or --to mla");
     }
-    if (sizes || recipe.kv_budget > 0) {
+    if (sizes || recipe.kv_budget > 0 || recipe.kv_bits != 16 || recipe.per_layer) {
       throw UsageError(
-          fmt::format("--rank, --rope-dim and --kv-budget have no meaning for --to {}", target_text(recipe)),
+          fmt::format("--rank, --rope-dim, --kv-budget, --kv-bits and --per-layer have no meaning for --to {}",
+                      target_text(recipe)),
           "--to mla has a rank; the cache of shared heads is set by their number");
     }
     return;
@@ -201,6 +220,14 @@ void check_target(const ConversionRecipe& recipe) {
   if (!sizes && !(recipe.kv_budget > 0)) {
     throw UsageError("--to mla: how small is not said", "--kv-budget 25%, or --rank R --rope-dim D");
   }
+  if (recipe.per_layer && recipe.method != "weighted") {
+    throw UsageError(fmt::format("--per-layer sensitivity: --method {} has one rank for all layers", recipe.method),
+                     "it belongs to --method weighted");
+  }
+  if (sizes && recipe.kv_bits == 0) {
+    throw UsageError("--kv-bits auto chooses sizes from a budget, --rank and --rope-dim set them",
+                     "give --kv-budget, or a number of bits");
+  }
   if (sizes && (recipe.rank < 1 || recipe.rope_dim < 0)) {
     throw UsageError("--rank and --rope-dim belong together", "for example --rank 80 --rope-dim 32");
   }
@@ -208,7 +235,18 @@ void check_target(const ConversionRecipe& recipe) {
 
 }  // namespace
 
-void check_recipe(const ConversionRecipe& recipe) {
+ConversionRecipe with_target_defaults(ConversionRecipe recipe, int64_t context) {
+  const bool mla = recipe.target == TargetKind::mla;
+  if (recipe.calibration_tokens == 0) recipe.calibration_tokens = mla ? 36864 : 18432;
+  if (recipe.calibration_window == 0) {
+    recipe.calibration_window = mla ? 1024 : 512;
+    if (context > 0) recipe.calibration_window = std::min(recipe.calibration_window, context);
+  }
+  return recipe;
+}
+
+void check_recipe(const ConversionRecipe& asked) {
+  const ConversionRecipe recipe = with_target_defaults(asked);
   check_target(recipe);
   check_calibration(recipe);
   check_fit(recipe);

@@ -2,10 +2,12 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <malloc.h>
 
 #include <algorithm>
+#include <optional>
 
+#include "convert/layer_problems.h"
+#include "convert/solvers/latent_moments.h"
 #include "convert/transform.h"
 #include "core/errors.h"
 #include "core/progress.h"
@@ -39,25 +41,17 @@ Json layer_report(int64_t layer, const LayerSolution& solution) {
                  {"refit_lambda", solution.refit_lambda},
                  {"head_order", solution.head_order},
                  {"warnings", solution.warnings}};
-  if (!solution.rope_inv_freq.empty()) report["rope_inv_freq"] = solution.rope_inv_freq;
+  if (solution.predicted_error > 0) report["predicted_error"] = solution.predicted_error;
+  if (solution.predicted_error_own_slots > 0) report["predicted_error_own_slots"] = solution.predicted_error_own_slots;
+  if (const auto* latent = std::get_if<LatentWeights>(&solution.weights)) {
+    report["rank"] = latent->kv_a_proj.size(0) - 2 * static_cast<int64_t>(solution.rope_inv_freq.size());
+    report["rope_inv_freq"] = solution.rope_inv_freq;
+  }
   return report;
 }
 
 constexpr const char* kInterruptHelp = "the finished layers are kept: repeat the command with --resume to go on";
 constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
-
-/// Solvers fail on NaN in ways that do not tell where it came from.
-void check_finite(const LayerProblem& problem, const NamedTensors& weights, const std::filesystem::path& model) {
-  for (const auto& [name, tensor] : weights) {
-    if (!tensor.isfinite().all().item<bool>())
-      throw CheckpointError(fmt::format("{}: tensor \"{}\" holds NaN or infinity", model.string(), name),
-                            kNotFiniteHelp);
-  }
-  if (!problem.teacher.isfinite().all().item<bool>()) {
-    throw CheckpointError(fmt::format("{}: the activations before this layer are NaN or infinite", model.string()),
-                          kNotFiniteHelp);
-  }
-}
 
 }  // namespace
 
@@ -90,27 +84,16 @@ at::Tensor ConversionRun::read_converted(const std::string& name, const NamedTen
   return tensor.to(in_.device);
 }
 
-LayerProblem ConversionRun::problem_of(int64_t layer, const DecoderLayer& original, const at::Tensor& hidden) const {
-  const auto index = static_cast<size_t>(layer);
-  LayerProblem problem;
-  problem.layer = layer;
-  problem.source = in_.plan.source.layers[index];
-  problem.target = target_.layers[index];
-  problem.weights = original.grouped_query_attention().weights();
-  problem.teacher = hidden;
-  problem.windows = in_.calibration.roles;
-  problem.attention_input = [&original](const at::Tensor& h) { return original.attention_input(h); };
-  problem.attention_residual = [&original](const at::Tensor& out) { return original.attention_residual(out); };
-  problem.output_bias_allowed = problem.target.output_bias;
-  check_finite(problem, in_.source->family().attention_tensors(in_.plan.source, layer, problem.weights),
-               in_.source->path());
-  return problem;
-}
-
 void ConversionRun::solve_layer(int64_t layer, const DecoderLayer& original) const {
-  LayerProblem problem = problem_of(layer, original, teacher_.hidden());
+  LayerProblem problem = layer_problem(*in_.source, target_.layers[static_cast<size_t>(layer)], in_.calibration.roles,
+                                       layer, original, teacher_.hidden());
   problem.student = student_;
   problem.shared = shared_.get();
+  std::optional<LatentMoments> moments;
+  if (in_.moments != nullptr) {
+    moments = in_.moments->load(layer);
+    problem.moments = &*moments;
+  }
   const LayerSolution solution = transform(in_.plan.recipe.method).solve(problem, in_.plan.recipe);
 
   std::map<std::string, PartialFolder::StoredTensor> stored;
@@ -136,9 +119,10 @@ void ConversionRun::advance_student(int64_t layer) {
     PartialFolder::StoredLayer stored = in_.partial.load_layer(layer);
     derived = std::move(stored.tensors);
     reports_.push_back(std::move(stored.report));
-    const auto frequencies = reports_.back().find("rope_inv_freq");
-    if (frequencies != reports_.back().end()) {
-      target_.layers[static_cast<size_t>(layer)].rope_inv_freq = frequencies->get<std::vector<double>>();
+    AttentionSpec& spec = target_.layers[static_cast<size_t>(layer)];
+    if (spec.kind == AttentionKind::latent) {
+      spec.rope_inv_freq = reports_.back().at("rope_inv_freq").get<std::vector<double>>();
+      spec.kv_lora_rank = reports_.back().at("rank").get<int64_t>();
     }
   }
   const ModelFamily& family = in_.source->family();
@@ -155,51 +139,28 @@ void ConversionRun::advance_student(int64_t layer) {
   }
 }
 
-namespace {
-
-/// Lets every tensor of a mebibyte or more be mapped by itself, so that its pages go back to the system when it is freed.
-/// Left to itself glibc raises that bound to 32 MiB after the first large tensors are freed, and the heap's holes make the
-/// process grow with depth (by a tenth over 64 small layers).
-void map_large_tensors() {
-#ifdef __GLIBC__
-  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
-#endif
-}
-
-}  // namespace
-
-bool ConversionRun::has_unsolved_layers() const {
-  for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
-    if (in_.plan.converted[static_cast<size_t>(layer)] && !in_.partial.has_layer(layer)) return true;
-  }
-  return false;
+bool has_unsolved_layers(const ConversionPlan& plan, const PartialFolder& partial) {
+  return std::any_of(plan.recipe.layers.begin(), plan.recipe.layers.end(),
+                     [&](int64_t layer) { return !partial.has_layer(layer); });
 }
 
 void ConversionRun::survey_layers() {
   const Transform& method = transform(in_.plan.recipe.method);
-  if (!method.surveys(in_.plan.recipe) || !has_unsolved_layers()) return;
-  const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
-  Progress progress({.phase = "survey", .unit = "layers", .total = total, .index = 1, .count = in_.plan.phases()});
-  LayerStream stream(in_.source, in_.calibration.windows, {.dtype = at::kFloat, .device = in_.device});
   std::vector<std::unique_ptr<LayerSurvey>> surveys;
-  for (int64_t layer = 0; layer < in_.plan.source.n_layers; ++layer) {
-    with_context(fmt::format("surveying layer {}", layer), [&] {
-      const DecoderLayer original = stream.load_layer();
-      if (in_.plan.converted[static_cast<size_t>(layer)]) {
-        surveys.push_back(method.survey(problem_of(layer, original, stream.hidden()), in_.plan.recipe));
-      }
-      stream.advance(original);
-    });
-    progress.advance();
+  for (const int64_t layer : in_.plan.recipe.layers) {
+    with_surveyed_layer(
+        *in_.source, target_.layers[static_cast<size_t>(layer)], layer, *in_.moments,
+        [&](const LayerProblem& problem) { surveys.push_back(method.survey(problem, in_.plan.recipe)); });
     check_interrupt(kInterruptHelp);
   }
-  progress.finish();
   shared_ = method.choose(surveys, in_.plan.recipe);
+  for (const int64_t layer : in_.plan.recipe.layers)
+    shared_->complete(layer, target_.layers[static_cast<size_t>(layer)]);
 }
 
 void ConversionRun::run_layers() {
-  map_large_tensors();
-  survey_layers();
+  const Transform& method = transform(in_.plan.recipe.method);
+  if (method.surveys(in_.plan.recipe) && has_unsolved_layers(in_.plan, in_.partial)) survey_layers();
   const auto total = static_cast<uint64_t>(in_.plan.source.n_layers);
   Progress progress({.phase = "convert",
                      .unit = "layers",

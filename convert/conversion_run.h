@@ -12,6 +12,7 @@
 
 #include "convert/calibration.h"
 #include "convert/conversion_plan.h"
+#include "convert/moment_file.h"
 #include "convert/partial_folder.h"
 #include "convert/provenance.h"
 #include "convert/transform.h"
@@ -19,6 +20,9 @@
 #include "model/model_writer.h"
 
 namespace cinch {
+
+/// Some layer that the plan converts is not finished.
+bool has_unsolved_layers(const ConversionPlan& plan, const PartialFolder& partial);
 
 class ConversionRun {
  public:
@@ -28,6 +32,7 @@ class ConversionRun {
     const CalibrationSet& calibration;
     const ModelWriterOptions& output;
     const PartialFolder& partial;
+    const MomentFile* moments;  // of the original, for methods that use them
     at::Device device;
   };
   explicit ConversionRun(Inputs inputs);
@@ -35,7 +40,8 @@ class ConversionRun {
   /// Converts what is not finished yet and replays what is. Throws InterruptedError between layers.
   void run_layers();
   const std::vector<Json>& layer_reports() const { return reports_; }
-  /// The plan's target with what only solving told: the rotary frequencies of latent layers; call after run_layers.
+  /// The plan's target with what only solving told: rotary frequencies and ranks of latent layers; call after
+  /// run_layers.
   const ModelConfig& target() const { return target_; }
 
   /// Loss of both models on the held-out windows; call after run_layers.
@@ -47,9 +53,7 @@ class ConversionRun {
  private:
   /// The type in which a tensor of the output is stored.
   Dtype stored_dtype(const at::Tensor& tensor) const;
-  LayerProblem problem_of(int64_t layer, const DecoderLayer& original, const at::Tensor& hidden) const;
   void survey_layers();
-  bool has_unsolved_layers() const;
   void solve_layer(int64_t layer, const DecoderLayer& original) const;
   void advance_student(int64_t layer);
   at::Tensor read_converted(const std::string& name, const NamedTensors& derived) const;

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -9,6 +10,8 @@
 #include <fstream>
 
 #include "convert/conversion_run.h"
+#include "convert/layer_findings.h"
+#include "convert/layer_problems.h"
 #include "convert/output_check.h"
 #include "convert/partial_folder.h"
 #include "convert/provenance.h"
@@ -32,6 +35,15 @@ int64_t peak_memory_bytes() {
   struct rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
+}
+
+/// Lets every tensor of a mebibyte or more be mapped by itself, so that its pages go back to the system when it is
+/// freed. Left to itself glibc raises that bound to 32 MiB after the first large tensors are freed, and the heap's
+/// holes make the process grow with depth (by a tenth over 64 small layers).
+void map_large_tensors() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
 }
 
 std::filesystem::path clean_path(const std::filesystem::path& path) {
@@ -104,6 +116,7 @@ class Conversion {
     calibration_ = load_calibration(*source_, plan_.recipe, options_.bundled_calibration,
                                     transform(plan_.recipe.method).needs_calibration(plan_.recipe));
     identity_ = run_identity(*source_, plan_, calibration_, options_.output, options_.device.str());
+    check_statistics();
     if (options_.resume) {
       if (published || (PartialFolder::recorded_identity(output_).is_null() && is_finished(output_, identity_)))
         return finish_published();
@@ -114,6 +127,35 @@ class Conversion {
   }
 
  private:
+  /// Before hours of work: a file that does not fit, or none where it could be written.
+  void check_statistics() const {
+    if (options_.statistics.empty()) return;
+    if (!transform(plan_.recipe.method).uses_moments(plan_.recipe)) {
+      throw UsageError(fmt::format("--statistics: --method {} uses none", plan_.recipe.method),
+                       "they belong to --to mla with --method weighted or balanced-pca");
+    }
+    if (std::filesystem::exists(options_.statistics)) MomentFile(options_.statistics, moment_identity(identity_));
+  }
+
+  /// Of the layers to convert, measured first where there are none; nothing for methods that use none.
+  std::unique_ptr<MomentFile> prepare_moments(const PartialFolder& partial) const {
+    if (!transform(plan_.recipe.method).uses_moments(plan_.recipe) || !has_unsolved_layers(plan_, partial)) return {};
+    const Json identity = moment_identity(identity_);
+    const std::filesystem::path path = options_.statistics.empty() ? partial.moment_file() : options_.statistics;
+    if (!std::filesystem::exists(path)) {
+      measure_moments(source_, plan_, calibration_, identity, path, options_.device);
+    } else if (!options_.statistics.empty()) {
+      log_info(fmt::format("moments from {}", path.string()));
+    }
+    auto moments = std::make_unique<MomentFile>(path, identity);
+    for (const int64_t layer : plan_.recipe.layers) {
+      if (moments->has_layer(layer)) continue;
+      throw UsageError(fmt::format("{}: layer {} was not measured", path.string(), layer),
+                       "measure again with another file name for --statistics");
+    }
+    return moments;
+  }
+
   ConvertReport convert() {
     using Start = PartialFolder::Start;
     const Start start = options_.resume ? Start::resume : options_.output.force ? Start::replace : Start::fresh;
@@ -122,7 +164,9 @@ class Conversion {
       log_info(partial.resumed_layers() > 0 ? fmt::format("resuming after {} finished layers", partial.resumed_layers())
                                             : "nothing to resume: starting from the first layer");
     }
-    ConversionRun layers({source_, plan_, calibration_, options_.output, partial, options_.device});
+    map_large_tensors();
+    const std::unique_ptr<MomentFile> moments = prepare_moments(partial);
+    ConversionRun layers({source_, plan_, calibration_, options_.output, partial, moments.get(), options_.device});
     layers.run_layers();
     loss_ = layers.held_out_loss();
     const std::filesystem::path result = partial.prepare_result();
@@ -212,6 +256,14 @@ class Conversion {
   }
 
   ConvertReport report(const std::vector<Json>& layers, int64_t resumed) const {
+    Json suspicious = Json::array();
+    for (const SuspiciousLayer& layer : suspicious_layers(layers)) {
+      suspicious.push_back({{"layer", layer.layer}, {"reason", layer.reason}});
+    }
+    Json price;
+    if (const SlotPrice slots = slot_price(layers); slots.own > 0) {
+      price = {{"predicted_error", slots.shared}, {"predicted_error_own_slots", slots.own}};
+    }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
     return {{{"output", options_.output.output.string()},
              {"kv_ratio", plan_.kv_ratio},
@@ -222,6 +274,8 @@ class Conversion {
              {"peak_memory_bytes", peak_memory_bytes()},
              {"resumed_layers", resumed},
              {"layers", layers},
+             {"suspicious_layers", suspicious},
+             {"shared_slots", price},
              {"held_out", loss_.to_json()},
              {"verification", verification_.to_json()},
              {"warnings", plan_.warnings}}};

@@ -23,6 +23,7 @@ ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe
 struct ConvertOptions {
   ModelWriterOptions output;
   bool resume = false;
+  std::filesystem::path statistics;  // where the original's moments are or shall be (moment_file.h); empty: not kept
   at::Device device = at::kCPU;
   std::filesystem::path bundled_calibration;  // folder of the bundled mixture; empty: there is none
 };

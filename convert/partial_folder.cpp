@@ -192,7 +192,7 @@ void PartialFolder::publish() const {
 void PartialFolder::discard() {
   std::error_code fault;
   // The state goes last: until then a killed process can be resumed, and then finds the published output.
-  for (const char* name : {"layers", "result", "replaced", kState, kPublishing})
+  for (const char* name : {"layers", "moments.h5", "result", "replaced", kState, kPublishing})
     std::filesystem::remove_all(folder_ / name, fault);
   std::filesystem::remove_all(folder_, fault);
   if (fault) log_warning(fmt::format("cannot remove {}: {}", folder_.string(), fault.message()));

@@ -1,5 +1,6 @@
 // The resumable state of a conversion: a folder beside the output, ".NAME.cinch-partial", holding
 //   state.json             what is being converted (compared key by key on resume)
+//   moments.h5             moments of the original's layers, for methods that use them
 //   layers/NNNNN.safetensors  the new attention of each finished layer, in the output's type, with its report in the
 //   header; written atomically result/NAME            the output under construction; renamed to its real name once it
 //   is complete and verified
@@ -55,6 +56,9 @@ class PartialFolder {
     Json report;
   };
   StoredLayer load_layer(int64_t layer) const;
+
+  /// Where moments of the original are kept for as long as the conversion lasts.
+  std::filesystem::path moment_file() const { return folder_ / "moments.h5"; }
 
   /// Where the output is built; whatever an earlier run left there is removed first.
   std::filesystem::path prepare_result() const;

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kProgramBytes = int64_t{220} << 20;  // program, LibTorch and its thread pools
 constexpr int64_t kBatchTokens = 4096;                 // of LayerStream
+constexpr int64_t kLogitTokens = 128;                  // whose logits are held at a time
 constexpr double kQ8Bits = 8.5;                        // Q8_0: blocks of 32 bytes with a 16-bit scale
 constexpr double kFlopsPerThread = 2.5e10;             // fp32 GEMM-bound layers on one core
 constexpr double kDiskBytesPerSecond = 4e8;            // read, digest and write
@@ -36,17 +37,19 @@ int64_t peak_memory(const ModelSource& source, const ConversionPlan& plan, bool 
   const int64_t window = plan.recipe.calibration_window;
   const int64_t tokens = calibrated ? plan.recipe.calibration_tokens : 4 * window;
   const int64_t streams = 2 * tokens * config.hidden_size * 4;
-  const int64_t layer = 2 * largest_layer(source) * 4;
-  int64_t statistics = 0;
-  for (const AttentionSpec& spec : config.layers) {
-    const int64_t width = std::max(spec.n_heads * spec.head_dim, spec.kv_elements());
-    const int64_t heads = tokens * (2 * width + 4 * spec.n_kv_heads * spec.head_dim) * 4;
-    statistics = std::max(statistics, heads + 6 * width * width * 8);
+  const int64_t layer = largest_layer(source) * 4;
+  int64_t solving = 0;
+  for (size_t i = 0; calibrated && i < config.layers.size(); ++i) {
+    if (!plan.converted[i]) continue;
+    solving = std::max(solving,
+                       transform(plan.recipe.method).solve_bytes(config.layers[i], plan.target.layers[i], plan.recipe));
   }
   const int64_t batch = std::min(kBatchTokens, tokens) * (3 * config.intermediate_size + 4 * config.hidden_size) * 4;
-  const int64_t embedding = 2 * config.vocab_size * config.hidden_size * 4;
-  const int64_t logits = 3 * std::min<int64_t>(window, 512) * config.vocab_size * 4;
-  return kProgramBytes + streams + layer + std::max({calibrated ? statistics : 0, batch, embedding + logits});
+  // Embedding and head stay as stored, in the file's pages.
+  const int64_t ends = (config.tie_word_embeddings ? 1 : 2) * config.vocab_size * config.hidden_size *
+                       dtype_bits(output_dtype({}, config)) / 8;
+  const int64_t logits = 8 * kLogitTokens * config.vocab_size * 4;
+  return kProgramBytes + streams + layer + std::max({solving, batch, ends + logits});
 }
 
 double seconds(const ConversionPlan& plan, int threads, bool calibrated, double stored_bytes) {

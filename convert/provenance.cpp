@@ -46,17 +46,21 @@ Json VerificationResult::to_json() const {
           {"tensors", tensors}};
 }
 
-Json run_identity(const ModelSource& source, const ConversionPlan& plan, const CalibrationSet& calibration,
-                  const ModelWriterOptions& output, const std::string& device) {
+Json source_identity(const ModelSource& source) {
   Json files = Json::object();
   for (const std::filesystem::path& file : source_files(source)) {
     files[file.filename().string()] = {{"bytes", std::filesystem::file_size(file)},
                                        {"sha256", sha256_hex_of_file(file)}};
   }
+  return with_valid_text({{"name", last_name(source.path())}, {"format", source.tensors().format()}, {"files", files}});
+}
+
+Json run_identity(const ModelSource& source, const ConversionPlan& plan, const CalibrationSet& calibration,
+                  const ModelWriterOptions& output, const std::string& device) {
   return with_valid_text(
       {{"version", CINCH_VERSION},
        {"recipe", recipe_json(plan.recipe)},
-       {"source", {{"name", last_name(source.path())}, {"format", source.tensors().format()}, {"files", files}}},
+       {"source", source_identity(source)},
        {"calibration", calibration.provenance()},
        {"output", {{"format", output.format}, {"dtype", output.dtype}, {"shard_bytes", output.shard_bytes}}},
        {"threads", at::get_num_threads()},

@@ -31,6 +31,9 @@ struct VerificationResult {
   Json to_json() const;
 };
 
+/// Name, format and files (bytes, SHA-256) of a source.
+Json source_identity(const ModelSource& source);
+
 /// What makes two runs the same: program version, recipe, digests of the source's files and of the calibration tokens,
 /// output form, threads, device. A partial folder is resumed only with an equal identity.
 Json run_identity(const ModelSource& source, const ConversionPlan& plan, const CalibrationSet& calibration,

@@ -6,27 +6,46 @@
 
 namespace cinch {
 
-ModelTrunk::ModelTrunk(const ModelSource& source, at::ScalarType dtype, at::Device device)
-    : ModelTrunk(source.config(), source.family(),
-                 [&](const std::string& name) { return source.tensor(name, dtype).to(device); }) {}
+constexpr int64_t kHeadRows = 8192;  // of a stored head converted at a time
+
+ModelTrunk::ModelTrunk(const ModelSource& source, at::ScalarType dtype, at::Device device, bool as_stored)
+    : ModelTrunk(source.config(), source.family(), [&](const std::string& name) {
+        // The norm, a vector, comes converted; its type tells the computation's.
+        const TensorInfo* info = source.tensors().find(name);
+        const bool keep = as_stored && device.is_cpu() && info != nullptr && info->shape.size() > 1;
+        return source.tensor(name, keep ? torch_dtype(info->dtype) : dtype).to(device);
+      }) {}
 
 ModelTrunk::ModelTrunk(const ModelConfig& config, const ModelFamily& family, const TensorReader& read)
     : config_(&config) {
   embedding_ = read(family.embedding_name());
   head_ = config.tie_word_embeddings ? embedding_ : read(family.head_name());
   norm_ = read(family.final_norm_name());
+  dtype_ = norm_.scalar_type();
 }
 
 at::Tensor ModelTrunk::embed(const at::Tensor& ids) const {
-  const at::Tensor h = at::embedding(embedding_, ids);
+  const at::Tensor h = at::embedding(embedding_, ids).to(dtype_);
   if (config_->embedding_multiplier == 1.0) return h;
   // transformers rounds the multiplier to the model's dtype first (Gemma).
   return h * at::scalar_tensor(config_->embedding_multiplier, h.options());
 }
 
+at::Tensor ModelTrunk::project(const at::Tensor& x) const {
+  if (head_.scalar_type() == dtype_) return at::linear(x, head_);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = head_.size(0);
+  at::Tensor out = at::empty(shape, x.options());
+  for (int64_t first = 0; first < head_.size(0); first += kHeadRows) {
+    const int64_t count = std::min(kHeadRows, head_.size(0) - first);
+    out.narrow(-1, first, count).copy_(at::linear(x, head_.narrow(0, first, count).to(dtype_)));
+  }
+  return out;
+}
+
 at::Tensor ModelTrunk::logits(const at::Tensor& h) const {
   const at::Tensor x = rms_norm(h, norm_, config_->rms_norm_eps, config_->norm_offset);
-  at::Tensor out = at::linear(x, head_);
+  at::Tensor out = project(x);
   if (out.scalar_type() != at::kDouble) out = out.to(at::kFloat);
   if (config_->final_logit_softcap > 0)
     out = at::tanh(out / config_->final_logit_softcap) * config_->final_logit_softcap;
@@ -51,7 +70,9 @@ at::Tensor DecoderModel::forward(const at::Tensor& ids, std::vector<KvCache>* ca
 }
 
 LayerStream::LayerStream(std::shared_ptr<ModelSource> source, at::Tensor windows, Options options)
-    : source_(std::move(source)), options_(options), trunk_(*source_, options.dtype, options.device) {
+    : source_(std::move(source)),
+      options_(options),
+      trunk_(*source_, options.dtype, options.device, /*as_stored=*/true) {
   hidden_ = trunk_.embed(windows.to(options.device));
 }
 
@@ -59,7 +80,18 @@ DecoderLayer LayerStream::load_layer() const {
   const TensorReader read = [&](const std::string& name) {
     return source_->tensor(name, options_.dtype).to(options_.device);
   };
-  return DecoderLayer(source_->config(), layer_, source_->family().read_layer(source_->config(), layer_, read));
+  DecoderLayer layer(source_->config(), layer_, source_->family().read_layer(source_->config(), layer_, read));
+  release_pages(/*converted_only=*/true);
+  return layer;
+}
+
+void LayerStream::release_pages(bool converted_only) const {
+  for (const WeightSpec& weight : source_->family().weights(source_->config())) {
+    if (weight.layer != layer_) continue;
+    const TensorInfo* info = source_->tensors().find(weight.name);
+    const bool shared = info != nullptr && info->stored_as.empty() && torch_dtype(info->dtype) == options_.dtype;
+    if (!converted_only || !shared) source_->tensors().release(weight.name);
+  }
 }
 
 int64_t LayerStream::batch_windows() const { return std::max<int64_t>(1, options_.batch_tokens / hidden_.size(1)); }
@@ -74,10 +106,7 @@ void LayerStream::advance(const DecoderLayer& layer) {
 }
 
 void LayerStream::skip() {
-  // The pages of this layer's weights are not needed again, so memory does not grow with depth.
-  for (const WeightSpec& weight : source_->family().weights(source_->config())) {
-    if (weight.layer == layer_) source_->tensors().release(weight.name);
-  }
+  release_pages(/*converted_only=*/false);
   ++layer_;
 }
 

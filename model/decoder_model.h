@@ -16,7 +16,9 @@ namespace cinch {
 /// The parts outside the layers.
 class ModelTrunk {
  public:
-  ModelTrunk(const ModelSource& source, at::ScalarType dtype, at::Device device);
+  /// `as_stored`: embedding and head stay as the file has them (mapped, where it is not quantised) and are converted
+  /// piece by piece, for large vocabularies and few uses.
+  ModelTrunk(const ModelSource& source, at::ScalarType dtype, at::Device device, bool as_stored = false);
   /// From any reader, for models that are not on disk as such. `config` must outlive the trunk.
   ModelTrunk(const ModelConfig& config, const ModelFamily& family, const TensorReader& read);
   /// ids (B, T) int64 -> (B, T, E)
@@ -25,7 +27,10 @@ class ModelTrunk {
   at::Tensor logits(const at::Tensor& h) const;
 
  private:
+  at::Tensor project(const at::Tensor& x) const;  // through the head
+
   const ModelConfig* config_;
+  at::ScalarType dtype_;
   at::Tensor embedding_;  // (V, E)
   at::Tensor head_;       // (V, E); the embedding when tied
   at::Tensor norm_;       // (E)
@@ -76,6 +81,10 @@ class LayerStream {
   /// For logits of chosen rows of `hidden`, when a whole window's would be too many.
 
  private:
+  /// The mapped pages of this layer's weights, so that memory does not grow with depth; `converted_only`: those that
+  /// were converted to the stream's type, whose bytes nobody reads any more.
+  void release_pages(bool converted_only) const;
+
   std::shared_ptr<ModelSource> source_;
   Options options_;
   ModelTrunk trunk_;

@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "convert/converter.h"
 #include "core/errors.h"
@@ -15,21 +17,40 @@
 namespace cinch {
 namespace {
 
-std::string share(const Json& value) { return value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "-"; }
+std::string share(const Json& value) {
+  if (value.is_number_integer()) return std::to_string(value.get<int64_t>());
+  return value.is_number() ? fmt::format("{:.4f}", value.get<double>()) : "-";
+}
 
 std::string layer_table(const Json& layers) {
-  std::vector<std::vector<std::string>> rows = {
-      {"layer", "key energy kept", "value energy kept", "error before refit", "error"}};
-  for (const Json& layer : layers) {
-    rows.push_back({std::to_string(layer["layer"].get<int64_t>()), share(layer["kept_energy_k"]),
-                    share(layer["kept_energy_v"]), share(layer["output_error_before_refit"]),
-                    share(layer["output_error"])});
+  const std::vector<std::pair<const char*, const char*>> columns = {{"key energy kept", "kept_energy_k"},
+                                                                    {"value energy kept", "kept_energy_v"},
+                                                                    {"predicted error", "predicted_error"},
+                                                                    {"error before refit", "output_error_before_refit"},
+                                                                    {"error", "output_error"},
+                                                                    {"rank", "rank"}};
+  std::vector<std::vector<std::string>> rows = {{"layer"}};
+  for (const Json& layer : layers) rows.push_back({std::to_string(layer["layer"].get<int64_t>())});
+  for (const auto& [heading, key] : columns) {
+    const std::string name = key;
+    if (std::none_of(layers.begin(), layers.end(), [&](const Json& layer) { return layer.contains(name); })) continue;
+    rows[0].push_back(heading);
+    for (size_t i = 0; i < layers.size(); ++i) rows[i + 1].push_back(share(layers[i].value(name, Json())));
   }
   return format_table(rows);
 }
 
 std::string to_text(const Json& report) {
   std::string text = layer_table(report["layers"]);
+  for (const Json& layer : report["suspicious_layers"]) {
+    text += fmt::format("\nLook at layer {}: {}\n", layer["layer"].get<int64_t>(), layer["reason"].get<std::string>());
+  }
+  if (const Json& slots = report["shared_slots"]; slots.is_object()) {
+    text += fmt::format(
+        "\nOne list of rotary frequencies for all layers: predicted error {:.4f}, with each layer's own {:.4f} "
+        "(--shared-slots false)\n",
+        slots["predicted_error"].get<double>(), slots["predicted_error_own_slots"].get<double>());
+  }
   const Json& loss = report["held_out"];
   if (loss.is_object()) {
     text += fmt::format(
@@ -55,6 +76,7 @@ void run(const ConvertFlags& flags) {
   const ConversionRecipe recipe = recipe_of_flags(flags);
   ConvertOptions options{.output = output_of_flags(flags),
                          .resume = flags.resume,
+                         .statistics = flags.statistics,
                          .device = open_device(flags.device),
                          .bundled_calibration = find_bundled_calibration()};
   const auto model = open_model(flags.model, "MODEL");

@@ -25,8 +25,23 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
       .add_option("--to", flags.to,
                   "Target: gqa:N (N shared key-value heads per layer), mqa (one) or mla (a cached latent)")
       ->type_name("TARGET");
-  command.add_option("--kv-budget", flags.kv_budget, "mla: share of the source's 16-bit cache, as 25%")
+  command.add_option("--kv-budget", flags.kv_budget, "mla: share of the bytes of the source's 16-bit cache, as 25%")
       ->type_name("SHARE%");
+  command
+      .add_option("--kv-bits", flags.kv_bits,
+                  "mla: bits of a cached number as it will be served, which the budget counts with; auto: 4, or 8 for "
+                  "budgets from 40 %")
+      ->capture_default_str()
+      ->type_name("16|8|4|auto");
+  command
+      .add_option("--per-layer", flags.per_layer,
+                  "mla: uniform (one rank) or sensitivity (ranks where they matter, as much in all; cinch only)")
+      ->capture_default_str()
+      ->type_name("NAME");
+  command
+      .add_option("--statistics", flags.statistics,
+                  "mla: moments of the original model: measured into this file, or taken from it for other sizes")
+      ->type_name("FILE.h5");
   command.add_option("--rank", flags.recipe.rank, "mla: width of the latent, with --rope-dim instead of a budget")
       ->type_name("INT");
   command.add_option("--rope-dim", flags.recipe.rope_dim, "mla: width of the rotary key")->type_name("INT");
@@ -47,11 +62,11 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
       ->type_name("FILE[:WEIGHT]");
   command
       .add_option("--calibration-tokens", flags.recipe.calibration_tokens,
-                  "Tokens to read, an eighth of them only to measure on")
-      ->capture_default_str()
+                  "Tokens to read, an eighth of them only to measure on (default: 18432, mla 36864)")
       ->type_name("INT");
-  command.add_option("--calibration-window", flags.recipe.calibration_window, "Tokens per window")
-      ->capture_default_str()
+  command
+      .add_option("--calibration-window", flags.recipe.calibration_window,
+                  "Tokens per window (default: 512, mla 1024, or the model's context if shorter)")
       ->type_name("INT");
   flags.refit_option =
       command.add_flag("--refit,!--no-refit", flags.refit,
@@ -113,6 +128,8 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
   parse_target(flags.to, recipe);
   recipe.method = flags.method == "auto" ? default_method(recipe.target) : flags.method;
   if (!flags.kv_budget.empty()) recipe.kv_budget = parse_budget(flags.kv_budget);
+  recipe.kv_bits = parse_kv_bits(flags.kv_bits);
+  recipe.per_layer = parse_per_layer(flags.per_layer);
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
   for (const std::string& file : flags.calibration) {
     try {

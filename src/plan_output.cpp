@@ -45,6 +45,11 @@ std::string plan_text(const ConversionPlan& plan) {
       "\nCache: {:.1f} % of the source's. Reading it costs as much as reading the weights at {:.0f} tokens of context "
       "(batch 1).\n",
       100 * plan.kv_ratio, plan.break_even_tokens);
+  if (plan.kv_bits < 16) {
+    text +=
+        fmt::format("Served with a cache of {} bits, as planned: {:.1f} %. `cinch eval --cache int{}` measures it.\n",
+                    plan.kv_bits, 100 * plan.planned_kv_ratio, plan.kv_bits);
+  }
   text += fmt::format("Tensors: {} kept, {} derived.\n", static_cast<int64_t>(plan.tensors.size()) - derived, derived);
   text += fmt::format("Needs about {} of memory, {} of disk and {}.\n\n",
                       human_bytes(static_cast<uint64_t>(plan.peak_memory_bytes)),

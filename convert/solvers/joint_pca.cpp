@@ -27,7 +27,9 @@ at::Tensor pooled_covariance(const SourceHeads& heads, const at::Tensor& gram, i
 
 at::Tensor activation_gram(const LatentMoments& moments) {
   const auto t = static_cast<double>(moments.window);
-  return moments.joint * ((t - 1) / t) + moments.first / t;
+  const at::Tensor& first = moments.first_rows;
+  return moments.joint * ((t - 1) / t) +
+         at::matmul(first.transpose(0, 1), first) / (t * static_cast<double>(first.size(0)));
 }
 
 at::Tensor weight_gram(const SourceHeads& heads) {

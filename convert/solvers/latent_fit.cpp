@@ -85,11 +85,8 @@ LatentMaps assemble(const SourceHeads& heads, const RotaryMaps& rotary, const La
 
 }  // namespace
 
-LatentBasis latent_basis(const SourceHeads& heads, const LatentMoments& moments, const RotaryMaps& rotary,
-                         int64_t rank) {
+LatentSpectrum latent_spectrum(const SourceHeads& heads, const LatentMoments& moments, const RotaryMaps& rotary) {
   const int64_t keys = rotary.rest_key.size(0), all = keys + heads.v.size(0) * heads.v.size(1);
-  if (rank < 1 || rank > all)
-    throw UsageError(fmt::format("a latent of {} numbers is not possible: 1 to {} are", rank, all));
   const at::Tensor select = at::block_diag({rotary.rest_key, at::eye(all - keys, at::kDouble)});  // (N, 2KD) Z
   const RootPair key_root = root_pair(damped(key_metric(heads, moments, rotary), kMetricDamping));
   const RootPair value_root = root_pair(damped(value_metric(heads, moments), kMetricDamping));
@@ -98,10 +95,26 @@ LatentBasis latent_basis(const SourceHeads& heads, const LatentMoments& moments,
   const at::Tensor mapped = at::matmul(root, select);
   const at::Tensor gram = at::matmul(at::matmul(mapped, moments.joint), mapped.transpose(0, 1));
   const Eigen eigen = eigen_descending((gram + gram.transpose(0, 1)) / 2);
-  const at::Tensor top = eigen.vectors.slice(1, 0, rank);
-  const at::Tensor kept = at::matmul(top * eigen.values.slice(0, 0, rank), top.transpose(0, 1));
-  return {.encode = at::matmul(top.transpose(0, 1), mapped),
-          .decode = at::matmul(inverse, top),
+  const at::Tensor energy = eigen.values.clamp_min(0);
+  const at::Tensor means = at::matmul(eigen.vectors.transpose(0, 1), at::matmul(mapped, moments.joint_mean));
+  return {.keys = keys,
+          .energy = energy,
+          .spread = (energy - means.square()).clamp_min(0),
+          .vectors = eigen.vectors,
+          .mapped = mapped,
+          .inverse = inverse,
+          .gram = gram};
+}
+
+LatentBasis latent_basis(const LatentSpectrum& spectrum, int64_t rank) {
+  const int64_t keys = spectrum.keys, all = spectrum.energy.size(0);
+  if (rank < 1 || rank > all)
+    throw UsageError(fmt::format("a latent of {} numbers is not possible: 1 to {} are", rank, all));
+  const at::Tensor& gram = spectrum.gram;
+  const at::Tensor top = spectrum.vectors.slice(1, 0, rank);
+  const at::Tensor kept = at::matmul(top * spectrum.energy.slice(0, 0, rank), top.transpose(0, 1));
+  return {.encode = at::matmul(top.transpose(0, 1), spectrum.mapped),
+          .decode = at::matmul(spectrum.inverse, top),
           .kept_energy_k = share(kept.slice(0, 0, keys).slice(1, 0, keys), gram.slice(0, 0, keys).slice(1, 0, keys)),
           .kept_energy_v = share(kept.slice(0, keys).slice(1, keys), gram.slice(0, keys).slice(1, keys))};
 }

@@ -16,12 +16,22 @@ struct LatentBasis {
   double kept_energy_k = 1, kept_energy_v = 1;  // shares of the weighted energies
 };
 
-/// The best R directions of z_N for the outputs: principal components under the metric diag(T_K^2, T_V^2) with
+/// Principal directions of z_N for the outputs, most important first: those under the metric diag(T_K^2, T_V^2) with
 ///   T_K^2 = scale^2 sum_h B_h^T Q_h B_h,  T_V^2 = blockdiag over KV heads of sum_h kappa_h W_O,h^T W_O,h,
 /// B_h^T = rest_query, Q_h = moments.query, kappa_h = tr(M_h Cov o_h) / tr(M_h Cov v): averaging over keys takes most
-/// of an error of a value away. Throws UsageError unless 0 < rank <= N.
-LatentBasis latent_basis(const SourceHeads& heads, const LatentMoments& moments, const RotaryMaps& rotary,
-                         int64_t rank);
+/// of an error of a value away.
+struct LatentSpectrum {
+  int64_t keys = 0;    // of z_N, the first numbers
+  at::Tensor energy;   // (N) E (output error) that a direction is worth, descending
+  at::Tensor spread;   // (N) the same without its mean
+  at::Tensor vectors;  // (N, N) columns, orthonormal under the metric
+  at::Tensor mapped;   // (N, 2KD) T Z
+  at::Tensor inverse;  // (N, N) T^-1
+  at::Tensor gram;     // (N, N) T Z G Z^T T
+};
+LatentSpectrum latent_spectrum(const SourceHeads& heads, const LatentMoments& moments, const RotaryMaps& rotary);
+/// The first R of them. Throws UsageError unless 0 < rank <= N.
+LatentBasis latent_basis(const LatentSpectrum& spectrum, int64_t rank);
 
 /// Moments for the maps out of a latent, fp64, means over tokens; c_bar and v_bar are averages under a head's softmax,
 /// w the weights of latent_moments.h. Much smaller than the moments of z: they are taken once the latent is known.

@@ -68,19 +68,22 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
   const auto zeros = [](std::vector<int64_t> shape) { return at::zeros(shape, at::kDouble); };
   LatentMoments m{.joint = zeros({2 * kv * d, 2 * kv * d}),
                   .joint_mean = zeros({2 * kv * d}),
-                  .first = zeros({2 * kv * d, 2 * kv * d}),
+                  .first_rows = {},
                   .query = zeros({n, d, d}),
                   .output = zeros({n, d, d}),
                   .output_mean = zeros({n, d}),
                   .lags = zeros({n, t}),
                   .output_energy = 0,
+                  .residual_energy = 0,
                   .window = t};
+  std::vector<at::Tensor> first_rows, residual_power;
   for (const int64_t w : stream.fit()) {
     const Projections x = stream.project(w);
     const at::Tensor z = joint_rows(x);
-    const at::Tensor later = z.slice(0, 1), first = z.slice(0, 0, 1);
+    const at::Tensor later = z.slice(0, 1);
     m.joint += gram(later);
-    m.first += gram(first);
+    first_rows.push_back(fp64(z[0]));
+    residual_power.push_back(stream.teacher(w).square().sum(1));
     m.joint_mean += later.sum(0, /*keepdim=*/false, at::kDouble);
     at::Tensor outputs = at::empty_like(x.q);
     for (int64_t h = 0; h < n; ++h) {
@@ -101,7 +104,8 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
                later = windows * static_cast<double>(std::max<int64_t>(t - 1, 1));
   m.joint /= later;
   m.joint_mean /= later;
-  m.first /= windows;
+  m.first_rows = at::stack(first_rows);
+  m.residual_energy = at::cat(residual_power).median().item<double>();
   for (at::Tensor* x : {&m.query, &m.output, &m.output_mean, &m.lags}) *x /= tokens;
   m.output_energy /= later;
   return m;

@@ -42,15 +42,16 @@ class WeighedAttention {
 /// tokens unless said otherwise. The first token is an attention sink in many models, of a norm far beyond all others:
 /// where it would drown them it is left out.
 struct LatentMoments {
-  at::Tensor joint;          // (2KD, 2KD) E z z^T without first tokens
-  at::Tensor joint_mean;     // (2KD) E z without first tokens
-  at::Tensor first;          // (2KD, 2KD) E z z^T of first tokens alone
-  at::Tensor query;          // (H, D, D) E (sum_s w_ts) q q^T
-  at::Tensor output;         // (H, D, D) E o o^T
-  at::Tensor output_mean;    // (H, D)
-  at::Tensor lags;           // (H, T) sum of w per lag t - s, keys other than the first
-  double output_energy = 0;  // E |attention output|^2 without first tokens
-  int64_t window = 0;        // T
+  at::Tensor joint;            // (2KD, 2KD) E z z^T without first tokens
+  at::Tensor joint_mean;       // (2KD) E z without first tokens
+  at::Tensor first_rows;       // (W, 2KD) z of each window's first token
+  at::Tensor query;            // (H, D, D) E (sum_s w_ts) q q^T
+  at::Tensor output;           // (H, D, D) E o o^T
+  at::Tensor output_mean;      // (H, D)
+  at::Tensor lags;             // (H, T) sum of w per lag t - s, keys other than the first
+  double output_energy = 0;    // E |attention output|^2 without first tokens
+  double residual_energy = 0;  // median |h|^2 of the residual stream before the layer
+  int64_t window = 0;          // T
 };
 
 /// Over the windows to fit on.

@@ -119,11 +119,42 @@ at::Tensor RotarySurvey::kept(int64_t group, const at::Tensor& frequencies) cons
 }
 
 at::Tensor RotarySurvey::gains(int64_t group, double frequency) const {
-  const Basis& b = bases_[group];
   const at::Tensor w = group_frequencies(group);
-  const at::Tensor more = phases(w - frequency).abs().square() - phases(w).abs().square();  // (H, f)
-  const at::Tensor weight = (b.query_power * more).reshape({kv_heads_, -1, w.size(0)}).sum(1).flatten();
+  return component_energies(group, phases(w - frequency).abs().square() - phases(w).abs().square());
+}
+
+at::Tensor RotarySurvey::component_energies(int64_t group, const at::Tensor& factors) const {
+  const Basis& b = bases_[group];
+  const at::Tensor weight = (b.query_power * factors).reshape({kv_heads_, -1, factors.size(1)}).sum(1).flatten();
   return at::matmul(b.query.abs().square(), weight) * b.power * unit_;
+}
+
+RotarySurvey::Energies RotarySurvey::energies(const std::vector<RotarySlot>& slots) const {
+  Energies result;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const auto group = static_cast<int64_t>(g);
+    int64_t count = 0;
+    double frequency = 0;
+    for (const RotarySlot& slot : slots) {
+      if (slot.group != group) continue;
+      frequency = slot.frequency;
+      ++count;
+    }
+    const at::Tensor w = group_frequencies(group);
+    const at::Tensor order = at::argsort(gains(group, frequency), /*stable=*/true, -1, /*descending=*/true);
+    const at::Tensor all = component_energies(group, at::ones({lags_.size(0), w.size(0)}, at::kDouble));
+    const auto kept = [&](double at_frequency, const at::Tensor& which) {
+      return component_energies(group, phases(w - at_frequency).abs().square())
+          .index_select(0, which)
+          .sum()
+          .item<double>();
+    };
+    const double rotated = kept(frequency, order.slice(0, 0, count));
+    result.rotated += rotated;
+    result.lost += all.sum().item<double>() - rotated - kept(0, order.slice(0, count));
+  }
+  result.lost = std::max(result.lost, 0.0);  // round-off
+  return result;
 }
 
 at::Tensor RotarySurvey::key_rows(int64_t group, const at::Tensor& which) const {

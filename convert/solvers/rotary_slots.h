@@ -65,6 +65,12 @@ class RotarySurvey {
   at::Tensor gains(int64_t group, double frequency) const;
   /// Maps of this layer for these slots: each group's best components.
   RotaryMaps maps(const std::vector<RotarySlot>& slots) const;
+  /// Score energies under these slots, relative to the output energy.
+  struct Energies {
+    double lost = 0;     // with the rotation
+    double rotated = 0;  // that rotated components keep
+  };
+  Energies energies(const std::vector<RotarySlot>& slots) const;
 
  private:
   struct Basis {
@@ -78,6 +84,8 @@ class RotarySurvey {
   /// phi at differences (N), (H, N) complex.
   at::Tensor phases(const at::Tensor& differences) const;
   at::Tensor group_frequencies(int64_t group) const;
+  /// Energy of each component of a group, its planes weighted by (H, f) factors; (n), relative to the output energy.
+  at::Tensor component_energies(int64_t group, const at::Tensor& factors) const;
   /// Query rows (H, 2m, D) of components `which` of a group with factors (H, f) on the planes.
   at::Tensor query_rows(int64_t group, const at::Tensor& which, const at::Tensor& factors) const;
   at::Tensor key_rows(int64_t group, const at::Tensor& which) const;

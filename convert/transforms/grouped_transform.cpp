@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "convert/solvers/output_refit.h"
@@ -67,6 +68,13 @@ LayerSolution GroupedTransform::solve(const LayerProblem& problem, const Convers
     solution.output_error = attention_output_error(problem, solution.grouped_query(), problem.windows.measured());
   }
   return solution;
+}
+
+int64_t GroupedTransform::solve_bytes(const AttentionSpec& source, const AttentionSpec&,
+                                      const ConversionRecipe& recipe) const {
+  const int64_t width = std::max(source.n_heads * source.head_dim, source.kv_elements());
+  const int64_t heads = recipe.calibration_tokens * (2 * width + 4 * source.n_kv_heads * source.head_dim) * 4;
+  return heads + 6 * width * width * 8;
 }
 
 }  // namespace cinch

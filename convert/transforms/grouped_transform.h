@@ -15,6 +15,8 @@ class GroupedTransform : public Transform {
   std::vector<std::string> cautions(const AttentionSpec& source, const ConversionRecipe& recipe) const override;
   bool needs_calibration(const ConversionRecipe& recipe) const override;
   TargetKind makes() const override { return TargetKind::gqa; }
+  int64_t solve_bytes(const AttentionSpec& source, const AttentionSpec& target,
+                      const ConversionRecipe& recipe) const override;
   LayerSolution solve(const LayerProblem& problem, const ConversionRecipe& recipe) const override;
 
  protected:

@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "convert/solvers/joint_pca.h"
 #include "convert/solvers/latent_fit.h"
 #include "convert/solvers/latent_output_refit.h"
+#include "convert/solvers/latent_prediction.h"
 #include "convert/solvers/latent_query_refit.h"
 #include "convert/solvers/latent_weights.h"
 #include "core/errors.h"
@@ -22,13 +24,18 @@ constexpr int64_t kStep = 8;             // of sizes that a budget chooses
 constexpr int64_t kQueryPositions = 96;  // per window
 constexpr int kQuerySteps = 15;          // of conjugate gradients
 constexpr double kQueryDamping = 1.0;
-constexpr int64_t kFold = 4;  // planes that balanced-pca rotates as one
+constexpr double kEightBitsFrom = 0.4;
+constexpr double kRoundOff = 1e-6;  // of a number of cached elements
+constexpr int64_t kFold = 4;        // planes that balanced-pca rotates as one
 
 int64_t all_keys(const AttentionSpec& spec) { return spec.n_kv_heads * spec.head_dim; }
 int64_t key_scales(const AttentionSpec& spec) { return spec.qk_norm ? spec.n_kv_heads : 0; }
 
-LatentSizes split_budget(const AttentionSpec& source, double budget) {
-  const auto elements = static_cast<int64_t>(budget * static_cast<double>(source.kv_elements())) - key_scales(source);
+LatentSizes split_budget(const AttentionSpec& source, double budget, int bits) {
+  const auto bits16 = budget * 16 * static_cast<double>(source.kv_elements());
+  const auto elements = std::min(
+      static_cast<int64_t>((bits16 - 16 * static_cast<double>(key_scales(source))) / stored_bits(bits) + kRoundOff),
+      bits < 16 ? source.kv_elements() - kStep - key_scales(source) : source.kv_elements());
   const int64_t n = elements / kStep * kStep;
   if (n < 2 * kStep) {
     throw UsageError(
@@ -39,7 +46,7 @@ LatentSizes split_budget(const AttentionSpec& source, double budget) {
   const double wanted = static_cast<double>(source.head_dim) / 4 + static_cast<double>(n) / 6;
   const int64_t most = std::min(n - kStep, all_keys(source)) / kStep * kStep;
   const int64_t rope_dim = std::clamp<int64_t>(std::llround(wanted / kStep) * kStep, std::min(kStep, most), most);
-  return {std::min(n - rope_dim, source.kv_elements() - rope_dim), rope_dim};
+  return {std::min(n - rope_dim, source.kv_elements() - rope_dim), rope_dim, bits};
 }
 
 void check_sizes(const AttentionSpec& source, const LatentSizes& sizes) {
@@ -54,35 +61,67 @@ void check_sizes(const AttentionSpec& source, const LatentSizes& sizes) {
                      fmt::format("give a rank up to {}", most_rank));
   }
   const int64_t elements = sizes.rank + sizes.rope_dim + key_scales(source);
-  if (elements >= source.kv_elements()) {
+  if (elements > source.kv_elements()) {
     throw UnsupportedError(
-        fmt::format("--to mla: the cache would not shrink: {} numbers per token and layer now, {} + {}{} then",
+        fmt::format("--to mla: the cache would grow: {} numbers per token and layer now, {} + {}{} then",
                     source.kv_elements(), sizes.rank, sizes.rope_dim,
                     key_scales(source) > 0 ? fmt::format(" + {} key scales", key_scales(source)) : ""),
         "give a smaller --rank or --rope-dim");
   }
 }
 
-/// Slots of all layers, or of this one.
-struct SharedSlots : SharedChoice {
-  std::vector<RotarySlot> slots;
+/// What the layers share: one slot list, and a total of ranks.
+struct LatentChoice : SharedChoice {
+  std::vector<RotarySlot> slots;  // for all layers, where they share them
+  bool shares_slots = false;
+  std::map<int64_t, int64_t> ranks;  // by layer, where they differ
+
+  void complete(int64_t layer, AttentionSpec& target) const override {
+    const auto found = ranks.find(layer);
+    if (found != ranks.end()) target.kv_lora_rank = found->second;
+  }
 };
 
-struct SlotSurvey : LayerSurvey {
-  SlotSurvey(RotarySurvey own, int64_t width) : survey(std::move(own)), rope_dim(width) {}
-  RotarySurvey survey;
-  int64_t rope_dim;
+struct LatentSurvey : LayerSurvey {
+  LatentSurvey(int64_t index, RotarySurvey own) : layer(index), rotary(std::move(own)) {}
+  int64_t layer, rank = 0, rope_dim = 0;
+  RotarySurvey rotary;
+  /// (N+1) what a latent of r numbers leaves out, relative to the residual stream that the layer adds to; with
+  /// per-layer ranks only.
+  std::vector<double> dropped;
 };
+
+/// Ranks from half to twice the common one, as many in all, that leave out least: in steps, each where it helps most
+/// (which is best, as every further number helps less).
+std::map<int64_t, int64_t> share_ranks(const std::vector<const LatentSurvey*>& layers) {
+  std::map<int64_t, int64_t> ranks;
+  int64_t left = 0;
+  for (const LatentSurvey* layer : layers) {
+    ranks[layer->layer] = std::max(layer->rank / 2 / kStep * kStep, std::min(kStep, layer->rank));
+    left += layer->rank - ranks[layer->layer];
+  }
+  for (; left >= kStep; left -= kStep) {
+    const LatentSurvey* best = nullptr;
+    double most = -1;
+    for (const LatentSurvey* layer : layers) {
+      const int64_t now = ranks[layer->layer], then = now + kStep;
+      if (then > 2 * layer->rank || then >= static_cast<int64_t>(layer->dropped.size())) continue;
+      const double gain = layer->dropped[static_cast<size_t>(now)] - layer->dropped[static_cast<size_t>(then)];
+      if (gain > most) {
+        most = gain;
+        best = layer;
+      }
+    }
+    if (best == nullptr) break;
+    ranks[best->layer] += kStep;
+  }
+  return ranks;
+}
 
 LagLaw lag_law(const ConversionRecipe& recipe) {
   LagLaw law{.tail = recipe.lag_tail};
   if (recipe.lag_context > 0) law.context = recipe.lag_context;
   return law;
-}
-
-RotarySurvey rotary_survey(const SourceHeads& heads, const LatentMoments& moments, int64_t rope_dim,
-                           const ConversionRecipe& recipe) {
-  return RotarySurvey(heads, moments, plane_groups(heads.planes, rope_dim == all_keys(heads.spec)), lag_law(recipe));
 }
 
 class LatentTransform : public Transform {
@@ -96,17 +135,24 @@ class LatentTransform : public Transform {
     return spec;
   }
 
+  int planned_bits(const AttentionSpec& source, const ConversionRecipe& recipe) const override {
+    return latent_sizes(source, recipe).bits;
+  }
+
   LayerSolution solve(const LayerProblem& problem, const ConversionRecipe& recipe) const override {
     const at::NoGradGuard no_grad;
     const SourceHeads heads = source_heads(problem);
     const HeadStream stream(problem, heads);
-    LatentMaps maps = fit(problem, recipe, heads, stream);
+    Fit made_fit = fit(problem, recipe, heads, stream);
+    LatentMaps& maps = made_fit.maps;
     const auto error = [&] {
       return std::sqrt(latent_output_error(problem, stream, heads, maps, problem.windows.measured()));
     };
     LayerSolution solution;
     solution.head_order.resize(static_cast<size_t>(problem.source.n_heads));
     std::iota(solution.head_order.begin(), solution.head_order.end(), int64_t{0});
+    solution.predicted_error = made_fit.predicted_error;
+    solution.predicted_error_own_slots = made_fit.predicted_own_slots;
     solution.kept_energy_k = maps.kept_energy_k;
     solution.kept_energy_v = maps.kept_energy_v;
     solution.output_error_before_refit = solution.output_error = error();
@@ -121,6 +167,21 @@ class LatentTransform : public Transform {
     return solution;
   }
 
+  int64_t solve_bytes(const AttentionSpec& source, const AttentionSpec& target,
+                      const ConversionRecipe& recipe) const override {
+    const int64_t h = source.n_heads, d = source.head_dim, e = source.hidden_size, joint = source.kv_elements();
+    const int64_t t = recipe.calibration_window, windows = recipe.calibration_tokens / t;
+    const int64_t features = target.kv_lora_rank + target.qk_rope_head_dim, outputs = h * d;
+    const int64_t positions = h * std::min(kQueryPositions, t);
+    const int64_t heads = (outputs + joint) * e * (8 + 4) + 2 * outputs * e * 8;  // fp64 and fp32 projections, maps
+    const int64_t window = 3 * t * (outputs + joint) * 4;
+    const int64_t spectrum = 10 * joint * joint * 8, up_maps = 6 * h * features * (features + d) * 8;
+    const int64_t queries = windows * (t * features + positions * (t + d)) * 4 + 3 * positions * t * 4 +
+                            h * features * (3 * features + 10 * d) * 8;
+    const int64_t refit = 5 * outputs * outputs * 8 + 4 * outputs * e * 8;
+    return heads + window + std::max({spectrum + up_maps, queries, refit});
+  }
+
   double solve_flops(const AttentionSpec& source, const ConversionRecipe& recipe) const override {
     const auto tokens = static_cast<double>(recipe.calibration_tokens),
                length = static_cast<double>(recipe.calibration_window);
@@ -133,8 +194,14 @@ class LatentTransform : public Transform {
   }
 
  protected:
-  virtual LatentMaps fit(const LayerProblem& problem, const ConversionRecipe& recipe, const SourceHeads& heads,
-                         const HeadStream& stream) const = 0;
+  /// Maps of a layer, and the error that was expected of them.
+  struct Fit {
+    LatentMaps maps;
+    double predicted_error = 0;      // 0: not predicted
+    double predicted_own_slots = 0;  // with the layer's own slots, where layers share them
+  };
+  virtual Fit fit(const LayerProblem& problem, const ConversionRecipe& recipe, const SourceHeads& heads,
+                  const HeadStream& stream) const = 0;
   virtual bool refits_by_default() const = 0;
   bool refits(const ConversionRecipe& recipe) const {
     return recipe.refit == RefitMode::on || (recipe.refit == RefitMode::automatic && refits_by_default());
@@ -151,44 +218,63 @@ class WeightedTransform : public LatentTransform {
            "(default for mla)";
   }
   bool needs_calibration(const ConversionRecipe&) const override { return true; }
-  bool surveys(const ConversionRecipe& recipe) const override { return recipe.shared_slots; }
+  bool uses_moments(const ConversionRecipe&) const override { return true; }
+  bool surveys(const ConversionRecipe& recipe) const override { return recipe.shared_slots || recipe.per_layer; }
 
   std::unique_ptr<LayerSurvey> survey(const LayerProblem& problem, const ConversionRecipe& recipe) const override {
     const at::NoGradGuard no_grad;
     const SourceHeads heads = source_heads(problem);
-    const LatentMoments moments = latent_moments(HeadStream(problem, heads), heads);
+    const LatentMoments& moments = *problem.moments;
     const int64_t rope_dim = problem.target.qk_rope_head_dim;
-    return std::make_unique<SlotSurvey>(rotary_survey(heads, moments, rope_dim, recipe), rope_dim);
+    auto result = std::make_unique<LatentSurvey>(problem.layer, rotary_survey(heads, moments, rope_dim, recipe));
+    result->rank = problem.target.kv_lora_rank;
+    result->rope_dim = rope_dim;
+    if (recipe.per_layer) {
+      const std::vector<RotarySlot> slots = choose_slots({&result->rotary}, rope_dim);
+      const double unit = moments.output_energy / std::max(moments.residual_energy, 1e-300);
+      const at::Tensor dropped = predict_latent(heads, moments, result->rotary, slots).dropped * unit;
+      result->dropped.assign(dropped.const_data_ptr<double>(), dropped.const_data_ptr<double>() + dropped.numel());
+    }
+    return result;
   }
 
   std::unique_ptr<SharedChoice> choose(const std::vector<std::unique_ptr<LayerSurvey>>& layers,
-                                       const ConversionRecipe&) const override {
-    std::vector<const RotarySurvey*> surveys;
-    int64_t rope_dim = 0;
+                                       const ConversionRecipe& recipe) const override {
+    std::vector<const RotarySurvey*> rotary;
+    std::vector<const LatentSurvey*> surveys;
     for (const auto& layer : layers) {
-      const auto& own = dynamic_cast<const SlotSurvey&>(*layer);
-      surveys.push_back(&own.survey);
-      rope_dim = own.rope_dim;
+      surveys.push_back(&dynamic_cast<const LatentSurvey&>(*layer));
+      rotary.push_back(&surveys.back()->rotary);
     }
-    auto choice = std::make_unique<SharedSlots>();
-    choice->slots = choose_slots(surveys, rope_dim);
+    auto choice = std::make_unique<LatentChoice>();
+    choice->shares_slots = recipe.shared_slots;
+    if (recipe.shared_slots) choice->slots = choose_slots(rotary, surveys.at(0)->rope_dim);
+    if (recipe.per_layer) choice->ranks = share_ranks(surveys);
     return choice;
   }
 
  protected:
   bool refits_by_default() const override { return true; }
 
-  LatentMaps fit(const LayerProblem& problem, const ConversionRecipe& recipe, const SourceHeads& heads,
-                 const HeadStream& stream) const override {
-    const LatentMoments moments = latent_moments(stream, heads);
-    const RotarySurvey own = rotary_survey(heads, moments, problem.target.qk_rope_head_dim, recipe);
-    const auto* shared = dynamic_cast<const SharedSlots*>(problem.shared);
-    const RotaryMaps rotary =
-        own.maps(shared != nullptr ? shared->slots : choose_slots({&own}, problem.target.qk_rope_head_dim));
-    const LatentBasis basis = latent_basis(heads, moments, rotary, problem.target.kv_lora_rank);
-    LatentMaps maps = latent_maps(heads, rotary, basis, up_map_moments(stream, heads, rotary, basis));
-    maps.query = LatentQueryProblem(stream, heads, maps, kQueryPositions).solve(kQuerySteps, kQueryDamping);
-    return maps;
+  Fit fit(const LayerProblem& problem, const ConversionRecipe& recipe, const SourceHeads& heads,
+          const HeadStream& stream) const override {
+    const LatentMoments& moments = *problem.moments;
+    const int64_t rank = problem.target.kv_lora_rank, rope_dim = problem.target.qk_rope_head_dim;
+    const RotarySurvey survey = rotary_survey(heads, moments, rope_dim, recipe);
+    const std::vector<RotarySlot> own = choose_slots({&survey}, rope_dim);
+    const auto* shared = dynamic_cast<const LatentChoice*>(problem.shared);
+    const bool shares = shared != nullptr && shared->shares_slots;
+    const std::vector<RotarySlot>& slots = shares ? shared->slots : own;
+    const RotaryMaps rotary = survey.maps(slots);
+    const LatentSpectrum spectrum = latent_spectrum(heads, moments, rotary);
+    Fit result;
+    result.predicted_error = predict_latent(moments, survey, slots, spectrum).error(rank);
+    if (shares) result.predicted_own_slots = predict_latent(heads, moments, survey, own).error(rank);
+    const LatentBasis basis = latent_basis(spectrum, rank);
+    result.maps = latent_maps(heads, rotary, basis, up_map_moments(stream, heads, rotary, basis));
+    result.maps.query =
+        LatentQueryProblem(stream, heads, result.maps, kQueryPositions).solve(kQuerySteps, kQueryDamping);
+    return result;
   }
 };
 
@@ -202,16 +288,18 @@ class PcaTransform : public LatentTransform {
                         : "a latent (mla) by the same from the weights alone";
   }
   bool needs_calibration(const ConversionRecipe& recipe) const override { return activations_ || refits(recipe); }
+  bool uses_moments(const ConversionRecipe&) const override { return activations_; }
 
  protected:
   bool refits_by_default() const override { return false; }
 
-  LatentMaps fit(const LayerProblem& problem, const ConversionRecipe&, const SourceHeads& heads,
-                 const HeadStream& stream) const override {
-    const at::Tensor gram = activations_ ? activation_gram(latent_moments(stream, heads)) : weight_gram(heads);
+  Fit fit(const LayerProblem& problem, const ConversionRecipe&, const SourceHeads& heads,
+          const HeadStream&) const override {
+    const at::Tensor gram = activations_ ? activation_gram(*problem.moments) : weight_gram(heads);
     const int64_t rope_dim = problem.target.qk_rope_head_dim;
     const RotaryMaps rotary = folded_rotary_maps(heads, gram, rope_dim, fold_for(heads.planes.planes, rope_dim / 2));
-    return latent_maps(heads, rotary, joint_pca(heads, gram, rotary, problem.target.kv_lora_rank, activations_));
+    return {.maps =
+                latent_maps(heads, rotary, joint_pca(heads, gram, rotary, problem.target.kv_lora_rank, activations_))};
   }
 
  private:
@@ -234,9 +322,21 @@ class PcaTransform : public LatentTransform {
 
 }  // namespace
 
+RotarySurvey rotary_survey(const SourceHeads& heads, const LatentMoments& moments, int64_t rope_dim,
+                           const ConversionRecipe& recipe) {
+  return RotarySurvey(heads, moments, plane_groups(heads.planes, rope_dim == all_keys(heads.spec)), lag_law(recipe));
+}
+
+double LatentSizes::kv_ratio(const AttentionSpec& source) const {
+  const double own =
+      static_cast<double>(rank + rope_dim) * stored_bits(bits) / 16 + static_cast<double>(key_scales(source));
+  return own / static_cast<double>(source.kv_elements());
+}
+
 LatentSizes latent_sizes(const AttentionSpec& source, const ConversionRecipe& recipe) {
-  const LatentSizes sizes =
-      recipe.kv_budget > 0 ? split_budget(source, recipe.kv_budget) : LatentSizes{recipe.rank, recipe.rope_dim};
+  const int bits = recipe.kv_bits != 0 ? recipe.kv_bits : recipe.kv_budget < kEightBitsFrom ? 4 : 8;
+  const LatentSizes sizes = recipe.kv_budget > 0 ? split_budget(source, recipe.kv_budget, bits)
+                                                 : LatentSizes{recipe.rank, recipe.rope_dim, bits};
   check_sizes(source, sizes);
   return sizes;
 }

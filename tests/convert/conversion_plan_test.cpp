@@ -7,7 +7,9 @@
 
 #include "convert/converter.h"
 #include "core/errors.h"
+#include "model/config_source.h"
 #include "tests/convert/tiny_model.h"
+#include "tests/support/assets.h"
 
 namespace cinch {
 namespace {
@@ -121,6 +123,44 @@ TEST(PlanConversion, JsonHasTheInterfacesKeys) {
   }
   EXPECT_EQ(json["source"]["layers"].size(), 2u);
   EXPECT_EQ(json["target"]["kv_bytes_at"]["4096"], 2 * 2 * 2 * 8 * 4096);
+}
+
+/// config.json of Llama-3 models.
+Json llama3_config(int64_t hidden, int64_t layers, int64_t heads, int64_t intermediate) {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"hidden_size", hidden},
+          {"intermediate_size", intermediate},
+          {"num_hidden_layers", layers},
+          {"num_attention_heads", heads},
+          {"num_key_value_heads", 8},
+          {"vocab_size", 128256},
+          {"max_position_embeddings", 8192},
+          {"rms_norm_eps", 1e-5},
+          {"rope_theta", 500000.0},
+          {"hidden_act", "silu"},
+          {"tie_word_embeddings", false},
+          {"torch_dtype", "bfloat16"}};
+}
+
+TEST(ConversionPlan, LargeModelsNeedLittleMemoryAndNoWeightsToPlan) {
+  TempFolder folder;
+  write_text(folder / "8b.json", llama3_config(4096, 32, 32, 14336).dump());
+  write_text(folder / "70b.json", llama3_config(8192, 80, 64, 28672).dump());
+  ConversionRecipe recipe;
+  parse_target("mla", recipe);
+  recipe.method = "weighted";
+  recipe.kv_budget = 0.25;
+  const auto peak = [&](const char* name) {
+    const ConversionPlan plan =
+        plan_conversion(*open_config(folder / name), recipe, {.output = folder / "out", .format = "hdf5", .dtype = {}});
+    EXPECT_NEAR(plan.kv_ratio, 0.25, 0.01);
+    EXPECT_GT(plan.disk_bytes, 2 * plan.target_parameters);
+    return static_cast<double>(plan.peak_memory_bytes) / 1e9;
+  };
+  EXPECT_LT(peak("8b.json"), 6);
+  EXPECT_LT(peak("70b.json"), 16);
+  EXPECT_GT(peak("8b.json"), 2) << "two residual streams and a layer alone take that";
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ TEST(RecipeJson, HoldsEveryFieldUnderItsKey) {
   EXPECT_EQ(json["layers"], "0-2");
   EXPECT_EQ(json["calibration"][0]["file"], "a.txt");
   EXPECT_EQ(json["refit"], "automatic");
-  EXPECT_EQ(json.size(), 17u);
+  EXPECT_EQ(json.size(), 19u);
   parse_target("mla", recipe);
   EXPECT_EQ(recipe_json(recipe)["to"], "mla");
 }

@@ -87,7 +87,7 @@ struct LatentLayer {
   }
   LatentMaps fit(int64_t rank, int64_t rotary_dim) const {
     const RotaryMaps maps = rotary(rotary_dim);
-    const LatentBasis basis = latent_basis(heads, moments, maps, rank);
+    const LatentBasis basis = latent_basis(latent_spectrum(heads, moments, maps), rank);
     return latent_maps(heads, maps, basis, up_map_moments(stream, heads, maps, basis));
   }
   /// Attention output on the original stream, (W, T, E).

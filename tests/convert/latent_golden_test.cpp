@@ -89,7 +89,7 @@ TEST_P(LatentGolden, EveryStepAgrees) {
   const RotarySurvey survey(heads, moments, plane_groups(heads.planes, false));
   const RotaryMaps rotary = survey.maps(choose_slots({&survey}, rotary_dim_));
   expect_equal(rotary.inv_freq, "inv_freq");
-  const LatentBasis basis = latent_basis(heads, moments, rotary, rank_);
+  const LatentBasis basis = latent_basis(latent_spectrum(heads, moments, rotary), rank_);
   LatentMaps maps = latent_maps(heads, rotary, basis, up_map_moments(stream, heads, rotary, basis));
   expect_query(maps.query, basis, rotary, "latent", "rotary");
   expect_equal(at::matmul(maps.value_up, basis.encode), "values");

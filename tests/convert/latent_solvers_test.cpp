@@ -87,7 +87,7 @@ TEST_P(LatentSolvers, LeastSquaresLossFallsWithEveryNumberOfTheLatent) {
   at::Tensor last_key = at::zeros({c().heads}, at::kDouble), last_value = last_key;
   double last_kept = 0;
   for (int64_t rank = 3; rank < rest(8); rank += 3) {
-    const LatentBasis basis = latent_basis(layer.heads, layer.moments, rotary, rank);
+    const LatentBasis basis = latent_basis(latent_spectrum(layer.heads, layer.moments, rotary), rank);
     const UpMapMoments m = up_map_moments(layer.stream, layer.heads, rotary, basis);
     const LatentMaps plain = latent_maps(layer.heads, rotary, basis), fit = latent_maps(layer.heads, rotary, basis, m);
     const at::Tensor key = loss(key_up(fit), m.key_gram, m.key_cross);
@@ -283,7 +283,7 @@ TEST_F(SharedSlots, OneTableOfEveryComponentLosesNothingInAnyLayer) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     const LatentLayer& layer = *layers_[i];
     const RotaryMaps rotary = (i == 0 ? first : second).maps(slots);
-    const LatentBasis basis = latent_basis(layer.heads, layer.moments, rotary, case_.all_keys());
+    const LatentBasis basis = latent_basis(latent_spectrum(layer.heads, layer.moments, rotary), case_.all_keys());
     const LatentMaps maps =
         latent_maps(layer.heads, rotary, basis, up_map_moments(layer.stream, layer.heads, rotary, basis));
     EXPECT_LT(largest_difference(layer.converted(maps), layer.original()), kExact);
@@ -296,8 +296,9 @@ TEST_F(SharedSlots, ImpossibleSizesAreRefused) {
   EXPECT_THROW(choose_slots({&survey}, -2), UsageError);
   EXPECT_THROW(choose_slots({&survey}, case_.all_keys() + 2), UsageError);
   const RotaryMaps rotary = survey.maps(choose_slots({&survey}, 8));
-  EXPECT_THROW(latent_basis(layers_[0]->heads, layers_[0]->moments, rotary, 0), UsageError);
-  EXPECT_THROW(latent_basis(layers_[0]->heads, layers_[0]->moments, rotary, 2 * case_.all_keys() - 7), UsageError);
+  EXPECT_THROW(latent_basis(latent_spectrum(layers_[0]->heads, layers_[0]->moments, rotary), 0), UsageError);
+  EXPECT_THROW(latent_basis(latent_spectrum(layers_[0]->heads, layers_[0]->moments, rotary), 2 * case_.all_keys() - 7),
+               UsageError);
   EXPECT_THROW(folded_rotary_maps(layers_[0]->heads, layers_[0]->moments.joint, 6, 4), UsageError);
 }
 

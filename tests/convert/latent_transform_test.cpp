@@ -8,6 +8,7 @@
 #include <array>
 #include <map>
 
+#include "convert/budget_sweep.h"
 #include "convert/converter.h"
 #include "convert/partial_folder.h"
 #include "core/digest.h"
@@ -80,17 +81,51 @@ TEST(LatentSizes, KeyScalesOfQkNormCount) {
 }
 
 TEST(LatentSizes, ImpossibleOnesAreRefused) {
-  const AttentionSpec spec = source_spec(4, 4, 8);  // 64 numbers
+  AttentionSpec spec = source_spec(4, 4, 8);  // 64 numbers
   EXPECT_THROW(latent_sizes(spec, mla_recipe(20, 7)), UsageError);
   EXPECT_THROW(latent_sizes(spec, mla_recipe(8, 34)), UsageError);
   EXPECT_THROW(latent_sizes(spec, mla_recipe(57, 8)), UsageError);
   EXPECT_THROW(latent_sizes(spec, budget_recipe(0.1)), UsageError);
+  EXPECT_EQ(latent_sizes(spec, mla_recipe(40, 24)).rank, 40) << "as large as before is allowed";
+  spec.qk_norm = true;  // four key scales more
   try {
     latent_sizes(spec, mla_recipe(40, 24));
     FAIL();
   } catch (const UnsupportedError& error) {
-    EXPECT_THAT(error.what(), HasSubstr("64 numbers per token and layer now, 40 + 24 then"));
+    EXPECT_THAT(error.what(), HasSubstr("64 numbers per token and layer now, 40 + 24 + 4 key scales then"));
   }
+}
+
+TEST(LatentSizes, FewerBitsBuyMoreNumbers) {
+  const AttentionSpec smollm2 = source_spec(9, 3, 64);  // 384 numbers
+  const auto sizes = [&](double budget, int bits) {
+    ConversionRecipe recipe = budget_recipe(budget);
+    recipe.kv_bits = bits;
+    return latent_sizes(smollm2, recipe);
+  };
+  // docs/conversion.md: 144 + 48 numbers at 4 bits are 14.1 % of the bytes, at 8 bits 26.6 %.
+  const LatentSizes four = sizes(0.141, 4), eight = sizes(0.266, 8);
+  EXPECT_EQ(four.rank + four.rope_dim, 192);
+  EXPECT_EQ(eight.rank + eight.rope_dim, 192);
+  EXPECT_NEAR(four.kv_ratio(smollm2), 192 * 4.5 / (384 * 16), 1e-12);
+  EXPECT_EQ(sizes(0.141, 0).bits, 4);
+  EXPECT_EQ(sizes(0.5, 0).bits, 8);
+  EXPECT_EQ(sizes(0.5, 4).rank + sizes(0.5, 4).rope_dim, 376) << "never more than the source has";
+  for (const int bits : {16, 8, 4}) {
+    for (const double budget : {0.05, 0.1, 0.2, 0.3, 0.6}) {
+      EXPECT_LE(sizes(budget, bits).kv_ratio(smollm2), budget + 1e-9) << bits << " bits of " << budget;
+    }
+  }
+}
+
+TEST(LatentSizes, KeyScalesStayAt16Bits) {
+  AttentionSpec spec = source_spec(8, 4, 16);  // 128 numbers
+  spec.qk_norm = true;
+  ConversionRecipe recipe = budget_recipe(0.25);
+  recipe.kv_bits = 4;
+  const LatentSizes sizes = latent_sizes(spec, recipe);
+  EXPECT_NEAR(sizes.kv_ratio(spec), ((sizes.rank + sizes.rope_dim) * 4.5 + 4 * 16) / (128 * 16), 1e-12);
+  EXPECT_LE(sizes.kv_ratio(spec), 0.25);
 }
 
 TEST(LatentSizes, TargetsAndMethodsThatDoNotFitAreRefused) {
@@ -116,11 +151,15 @@ class LatentConversion : public testing::TestWithParam<const char*> {
                      {.family = GetParam(), .heads = 9, .kv_heads = 3, .head_dim = 12, .hidden = 40});
     write_tiny_ids(folder_ / "text.ids", 2000, 97);
   }
-  Json convert(ConversionRecipe recipe, const char* out, bool resume = false) const {
+  Json convert(ConversionRecipe recipe, const char* out, bool resume = false,
+               const std::filesystem::path& statistics = {}) const {
     recipe.calibration = {{folder_ / "text.ids", 1.0}};
-    return convert_model(ModelSource::open(folder_ / "model"), recipe,
-                         {.output = {.output = folder_ / out, .format = "hdf5"}, .resume = resume})
-        .json;
+    ConvertOptions options;
+    options.output.output = folder_ / out;
+    options.output.format = "hdf5";
+    options.resume = resume;
+    options.statistics = statistics;
+    return convert_model(ModelSource::open(folder_ / "model"), recipe, options).json;
   }
   /// Mean squared difference to the source's logits over that of the logits' own spread.
   double logit_error(const char* out) const {
@@ -190,6 +229,76 @@ TEST_P(LatentConversion, ResumedRunsGiveTheSameBytes) {
   EXPECT_EQ(convert(mla_recipe(20, 8), "again", /*resume=*/true)["resumed_layers"], 1);
   EXPECT_EQ(sha256_hex_of_file(folder_ / "again/model.h5"), sha256_hex_of_file(folder_ / "whole/model.h5"));
   EXPECT_EQ(sha256_hex_of_file(folder_ / "again/config.json"), sha256_hex_of_file(folder_ / "whole/config.json"));
+}
+
+TEST_P(LatentConversion, StatisticsServeOtherSizesAndGiveTheSameBytes) {
+  const auto file = folder_ / "moments.h5";
+  convert(mla_recipe(20, 8), "plain");
+  convert(mla_recipe(20, 8), "first", false, file);
+  const std::string written = sha256_hex_of_file(file);
+  convert(mla_recipe(20, 8), "second", false, file);
+  EXPECT_EQ(sha256_hex_of_file(folder_ / "first/model.h5"), sha256_hex_of_file(folder_ / "plain/model.h5"));
+  EXPECT_EQ(sha256_hex_of_file(folder_ / "second/model.h5"), sha256_hex_of_file(folder_ / "plain/model.h5"));
+  convert(mla_recipe(12, 4), "smaller", false, file);
+  convert(mla_recipe(20, 8, "balanced-pca"), "balanced", false, file);
+  EXPECT_EQ(sha256_hex_of_file(file), written) << "only read";
+
+  ConversionRecipe other = mla_recipe(20, 8);
+  other.calibration_tokens = 256;
+  EXPECT_THROW(convert(other, "other", false, file), UsageError) << "another calibration";
+  EXPECT_THROW(convert(mla_recipe(20, 8, "weight-svd"), "svd", false, file), UsageError) << "uses none";
+}
+
+TEST_P(LatentConversion, LayersReportWhatWasExpected) {
+  const Json report = convert(mla_recipe(20, 8), "out");
+  for (const Json& layer : report["layers"]) {
+    EXPECT_GT(layer["predicted_error"].get<double>(), 0);
+    EXPECT_EQ(layer["rank"], 20);
+    // A prediction: the same order of magnitude as the measured error before the refit.
+    const double ratio = layer["predicted_error"].get<double>() / layer["output_error_before_refit"].get<double>();
+    EXPECT_GT(ratio, 0.3);
+    EXPECT_LT(ratio, 3);
+  }
+  EXPECT_GT(report["shared_slots"]["predicted_error_own_slots"].get<double>(), 0);
+}
+
+TEST_P(LatentConversion, RanksGoWhereTheyMatterAndSurviveAResume) {
+  ConversionRecipe recipe = mla_recipe(24, 8);
+  recipe.per_layer = true;
+  const Json report = convert(recipe, "out");
+  int64_t total = 0;
+  for (const Json& layer : report["layers"]) {
+    const auto rank = layer["rank"].get<int64_t>();
+    EXPECT_GE(rank, 8);
+    EXPECT_LE(rank, 48);
+    total += rank;
+  }
+  EXPECT_EQ(total, 48);
+  const auto model = ModelSource::open(folder_ / "out");
+  for (size_t l = 0; l < 2; ++l) EXPECT_EQ(model->config().layers[l].kv_lora_rank, report["layers"][l]["rank"]);
+  EXPECT_LT(report["verification"]["max_abs_logit_difference"].get<double>(), 1e-4);
+}
+
+TEST_P(LatentConversion, SweepsPredictLessErrorForMoreBytes) {
+  const auto file = folder_ / "moments.h5";
+  convert(mla_recipe(20, 8), "out", false, file);
+  ConversionRecipe recipe = mla_recipe(0, -1);
+  recipe.kv_bits = 0;
+  const auto source = ModelSource::open(folder_ / "model");
+  const std::vector<SweepRow> rows = sweep_budgets(*source, recipe, {0.3, 0.6, 0.9}, file);
+  EXPECT_EQ(rows.size(), 3u * 3 + 2);
+  for (const SweepRow& row : rows) {
+    EXPECT_LE(row.kv_ratio, row.budget > 0 ? row.budget + 1e-9 : 1.0);
+    EXPECT_GE(row.worst_error, row.error);
+    for (const SweepRow& other : rows) {
+      if (other.bits == row.bits && other.budget > row.budget && row.budget > 0) {
+        EXPECT_LE(other.error, row.error + 1e-12);
+      }
+    }
+  }
+  write_tiny_model(folder_ / "other", {.family = GetParam(), .heads = 9, .kv_heads = 3, .head_dim = 12, .hidden = 40},
+                   /*seed=*/2);
+  EXPECT_THROW(sweep_budgets(*ModelSource::open(folder_ / "other"), recipe, {0.5}, file), UsageError);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, LatentConversion, testing::Values("llama", "qwen2"));
