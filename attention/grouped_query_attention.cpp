@@ -69,7 +69,9 @@ at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t firs
   request.window = spec_.window;
   request.softcap = spec_.softcap;
   if (cache != nullptr) {
-    KvCache::View seen = cache->append(request.k, request.v, spec_.window);
+    const CachePrecision& precision = cache->precision();
+    KvCache::View seen =
+        cache->append(rounded_per_channel(request.k, precision), rounded_per_token(request.v, precision), spec_.window);
     request.k = std::move(seen.k);
     request.v = std::move(seen.v);
     request.first_key = seen.first_position;

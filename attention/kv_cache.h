@@ -4,10 +4,17 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "attention/cache_precision.h"
+
 namespace cinch {
 
 class KvCache {
  public:
+  KvCache() = default;
+  /// Below 16 bits attention modules round what they append, each append in groups of its own. That emulates a packed
+  /// cache for whole windows only: channels of a single token are groups of one number, which hardly change.
+  explicit KvCache(CachePrecision precision) : precision_(precision) {}
+
   /// Appends k, v (B, K, T, D) and returns all keys and values held, (B, K, S, D) each; their widths may differ. With
   /// `window` > 0 tokens that no later query can see may be dropped; first_position is the position of the oldest one
   /// returned. The views hold until the next append.
@@ -18,13 +25,16 @@ class KvCache {
   View append(const at::Tensor& k, const at::Tensor& v, int64_t window);
 
   int64_t tokens() const { return tokens_; }  // seen so far, held or dropped
-  /// Bytes of one token of one sequence in this cache, measured from the tensors held.
+  const CachePrecision& precision() const { return precision_; }
+  /// Bytes of one token of one sequence in this cache, measured from the tensors held: the rounding is emulated in
+  /// their type and saves nothing here (packed_bytes_per_token says what it would).
   int64_t bytes_per_token() const;
 
  private:
   void reserve(const at::Tensor& k, const at::Tensor& v, int64_t added);
 
   at::Tensor k_, v_;  // (B, K, capacity, D); the tokens held are [begin_, begin_ + held_)
+  CachePrecision precision_;
   int64_t tokens_ = 0, held_ = 0, begin_ = 0;
 };
 

@@ -101,9 +101,11 @@ LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
 at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache) const {
   const Heads heads = project(x);
   const RotaryTable table = rope_.table(first, x.size(1), x.scalar_type(), x.device());
-  std::vector<at::Tensor> parts = {heads.latent, SlotRope::apply(heads.k_rope, table)};
-  if (spec_.key_scale_tail) parts.push_back(heads.key_scale);
-  Seen seen{heads.q_nope, SlotRope::apply(heads.q_rope, table), at::cat(parts, -1).unsqueeze(1), first, first};
+  at::Tensor entries = at::cat({heads.latent, SlotRope::apply(heads.k_rope, table)}, -1).unsqueeze(1);
+  if (cache != nullptr) entries = rounded_per_channel(entries, cache->precision());
+  // Key scales multiply whole scores and are few: they stay at 16 bits.
+  if (spec_.key_scale_tail) entries = at::cat({entries, heads.key_scale.unsqueeze(1)}, -1);
+  Seen seen{heads.q_nope, SlotRope::apply(heads.q_rope, table), entries, first, first};
   if (cache != nullptr) {
     const KvCache::View view = cache->append(seen.entries, seen.entries.narrow(-1, 0, 0), spec_.window);
     seen.entries = view.k;

@@ -11,6 +11,7 @@
 #include <optional>
 #include <set>
 
+#include "attention/cache_precision.h"
 #include "convert/converter.h"
 #include "convert/layer_problems.h"
 #include "convert/provenance.h"
@@ -139,7 +140,11 @@ std::vector<SweepRow> sweep_budgets(const ModelSource& source, const ConversionR
   if (recipe.kv_bits == 0) {
     const int64_t keys = Sweep::most(spec);
     for (const int bits : {8, 4}) {
-      rows.push_back({.bits = bits, .rank = keys, .rope_dim = keys, .kv_ratio = stored_bits(bits) / 16});
+      rows.push_back(
+          {.bits = bits,
+           .rank = keys,
+           .rope_dim = keys,
+           .kv_ratio = packed_bytes_per_token(spec, {.bits = bits}) / (2.0 * static_cast<double>(spec.kv_elements()))});
     }
   }
   Sweep(source, plan, file).predict(rows);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "attention/cache_precision.h"
 #include "convert/converter.h"
 #include "convert/plan_estimates.h"
 #include "convert/runtime_verdicts.h"
@@ -126,22 +127,19 @@ int64_t count_parameters(const std::vector<WeightSpec>& weights) {
 /// The cache precision that the target is made for, and what it will take then.
 void plan_precision(ConversionPlan& plan) {
   const Transform& method = transform(plan.recipe.method);
-  double bits = 0;
+  double bytes = 0;
   for (size_t layer = 0; layer < plan.source.layers.size(); ++layer) {
-    const AttentionSpec& spec = plan.target.layers[layer];
-    const int planned = plan.converted[layer] ? method.planned_bits(plan.source.layers[layer], plan.recipe) : 16;
-    if (plan.converted[layer]) plan.kv_bits = planned;
-    const int64_t scales = spec.key_scale_tail ? spec.n_kv_heads : 0;  // of QK-norm, which stay at 16 bits
-    bits +=
-        static_cast<double>(spec.kv_elements() - scales) * stored_bits(planned) + 16.0 * static_cast<double>(scales);
+    const int bits = plan.converted[layer] ? method.planned_bits(plan.source.layers[layer], plan.recipe) : 16;
+    if (plan.converted[layer]) plan.kv_bits = bits;
+    bytes += packed_bytes_per_token(plan.target.layers[layer], {.bits = bits});
   }
-  plan.planned_kv_ratio = bits / (16 * static_cast<double>(plan.source.kv_elements()));
+  plan.planned_kv_ratio = bytes / static_cast<double>(plan.source.kv_bytes_per_token());
   if (plan.recipe.target == TargetKind::mla && plan.planned_kv_ratio > kQuantisingWinsAbove) {
     plan.warnings.push_back(fmt::format(
         "above about {:.0f} % of the bytes, quantising the source's cache to 4 bits ({:.0f} %) has been measured to "
         "lose "
         "less than a conversion without training; a conversion pays below that, or where the runtime cannot quantise",
-        100 * kQuantisingWinsAbove, 100 * stored_bits(4) / 16));
+        100 * kQuantisingWinsAbove, 100 * CachePrecision{.bits = 4}.bits_per_number() / 16));
   }
 }
 

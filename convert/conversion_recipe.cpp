@@ -126,8 +126,6 @@ int parse_kv_bits(const std::string& text) {
   throw UsageError(fmt::format("--kv-bits {}: known are 16, 8, 4 and auto", text));
 }
 
-double stored_bits(int bits) { return bits < 16 ? bits + 0.5 : 16.0; }
-
 std::string kv_bits_text(int bits) { return bits == 0 ? "auto" : std::to_string(bits); }
 
 bool parse_per_layer(const std::string& text) {

@@ -52,8 +52,6 @@ double parse_budget(const std::string& text);
 
 /// "16", "8", "4", "auto" (0). Throws UsageError.
 int parse_kv_bits(const std::string& text);
-/// Bits that a number takes in a cache of this precision: below 16, groups of 64 have a 16-bit scale and a 16-bit zero.
-double stored_bits(int bits);
 std::string kv_bits_text(int bits);
 /// "uniform" -> false, "sensitivity" -> true. Throws UsageError.
 bool parse_per_layer(const std::string& text);

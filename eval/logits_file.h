@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "eval/perplexity.h"
+#include "model/decoder_model.h"
 
 namespace cinch {
 

@@ -115,15 +115,4 @@ Json FidelityReport::to_json() const {
           {"tokens", tokens}};
 }
 
-Json EvalReport::to_json() const {
-  Json json = {{"perplexity", perplexity.to_json()}};
-  if (reference_perplexity) json["reference_perplexity"] = reference_perplexity->to_json();
-  if (fidelity) json["fidelity"] = fidelity->to_json();
-  json["cache"] = {{"kv_bytes_per_token", kv_bytes_per_token}, {"kv_ratio", kv_ratio}};
-  json["tasks"] = Json::array();
-  json["seconds"] = seconds;
-  json["tokens_per_second"] = tokens_per_second;
-  return json;
-}
-
 }  // namespace cinch

@@ -3,13 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/json.h"
-#include "model/decoder_model.h"
 
 namespace cinch {
 
@@ -44,28 +41,5 @@ struct FidelityReport {
   int64_t tokens = 0;
   Json to_json() const;
 };
-
-struct EvalReport {
-  PerplexityResult perplexity;
-  std::optional<PerplexityResult> reference_perplexity;
-  std::optional<FidelityReport> fidelity;
-  int64_t kv_bytes_per_token = 0;             // measured from allocated caches that hold 16-bit numbers
-  double kv_ratio = 1.0;                      // against the reference, 1 without one
-  double seconds = 0, tokens_per_second = 0;  // tokens through all models per second of the whole run
-  Json to_json() const;
-};
-
-struct EvalOptions {
-  PerplexityProtocol protocol;
-  at::ScalarType dtype = at::kFloat;
-  at::Device device = at::kCPU;
-  std::optional<int64_t>
-      bos_id;  // put before the text and at the head of every window (llamacpp protocol, models that add BOS)
-};
-
-/// Throws UsageError on a text shorter than one window, ids outside the vocabulary, or models of different
-/// vocabularies. Both models see the same windows in the same run; logits of one batch of windows are held at a time.
-EvalReport evaluate(std::shared_ptr<ModelSource> model, std::shared_ptr<ModelSource> reference,
-                    const std::vector<int64_t>& ids, const EvalOptions& options);
 
 }  // namespace cinch

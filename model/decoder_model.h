@@ -58,6 +58,7 @@ class LayerStream {
     at::ScalarType dtype = at::kFloat;
     at::Device device = at::kCPU;
     int64_t batch_tokens = 4096;  // windows are batched up to this many tokens
+    CachePrecision cache = {};    // below 16 bits every window goes through a cache of this precision
   };
   /// windows: (W, T) int64, all of one length.
   LayerStream(std::shared_ptr<ModelSource> source, at::Tensor windows, Options options);

@@ -1,15 +1,16 @@
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
 #include <memory>
 
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/progress.h"
+#include "eval/evaluate.h"
 #include "eval/logits_file.h"
-#include "eval/perplexity.h"
 #include "src/command_list.h"
 #include "src/device.h"
+#include "src/eval_output.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "text/corpus.h"
@@ -19,8 +20,11 @@ namespace {
 
 constexpr int64_t kDefaultWindow = 2048;
 
+using Sources = std::vector<std::shared_ptr<ModelSource>>;
+
 struct EvalFlags {
-  std::string model, reference, text, tokens, logits, output;
+  std::vector<std::string> models;
+  std::string reference, cache, text, tokens, logits, output;
   std::string protocol = "ppl-gptq", dtype = "f32", device = "cpu";
   int64_t window = 0, stride = 0, max_tokens = 0;
 };
@@ -37,6 +41,11 @@ void check(const EvalFlags& flags) {
   if (!flags.logits.empty() && !flags.reference.empty()) {
     throw UsageError("--logits and --reference contradict each other", "run once for each model and compare the files");
   }
+  if (!flags.logits.empty() && (flags.models.size() > 1 || !flags.cache.empty())) {
+    throw UsageError(fmt::format("--logits writes those of one model at 16 bits, found {}",
+                                 flags.models.size() > 1 ? "several models" : "--cache " + flags.cache),
+                     "run once for each model, without --cache");
+  }
   for (const auto& [flag, value] :
        {std::pair{"--window", flags.window}, {"--stride", flags.stride}, {"--max-tokens", flags.max_tokens}}) {
     if (value < 0) throw UsageError(fmt::format("{}: expected 1 or more, found {}", flag, value));
@@ -48,7 +57,44 @@ void check(const EvalFlags& flags) {
   }
 }
 
-PerplexityProtocol protocol_of(const EvalFlags& flags, const ModelConfig& model) {
+/// Throws UsageError when two of the models are the same place.
+void check_distinct(const std::vector<std::string>& models) {
+  std::vector<std::filesystem::path> places;
+  for (const std::string& model : models) {
+    std::error_code error;
+    const std::filesystem::path place = std::filesystem::weakly_canonical(model, error);
+    if (std::find(places.begin(), places.end(), place) != places.end()) {
+      throw UsageError(fmt::format("MODEL: {} is given twice", model), "give each model once");
+    }
+    places.push_back(place);
+  }
+}
+
+/// "int8,int4"
+std::vector<CachePrecision> cache_precisions(const std::string& list) {
+  std::vector<CachePrecision> caches;
+  if (list.empty()) return caches;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t comma = std::min(list.find(',', begin), list.size());
+    const CachePrecision cache =
+        with_context("reading --cache", [&] { return parse_cache_precision(list.substr(begin, comma - begin)); });
+    if (std::find(caches.begin(), caches.end(), cache) != caches.end()) {
+      throw UsageError(fmt::format("--cache {}: {} is given twice", list, list.substr(begin, comma - begin)));
+    }
+    caches.push_back(cache);
+    begin = comma + 1;
+  }
+  return caches;
+}
+
+/// The shortest of the models'.
+int64_t context_of(const Sources& models) {
+  int64_t context = models.front()->config().max_position_embeddings;
+  for (const auto& model : models) context = std::min(context, model->config().max_position_embeddings);
+  return context;
+}
+
+PerplexityProtocol protocol_of(const EvalFlags& flags, int64_t context) {
   PerplexityProtocol protocol = parse_protocol(flags.protocol);
   const bool named_window = flags.protocol.find_first_of("0123456789") != std::string::npos;
   const bool llamacpp = protocol.kind == PerplexityProtocol::Kind::llamacpp;
@@ -63,7 +109,7 @@ PerplexityProtocol protocol_of(const EvalFlags& flags, const ModelConfig& model)
   if (!named_window) {
     const int64_t window = flags.window > 0 ? flags.window
                            : llamacpp       ? protocol.window
-                                      : std::min(kDefaultWindow, std::max<int64_t>(model.max_position_embeddings, 2));
+                                            : std::min(kDefaultWindow, std::max<int64_t>(context, 2));
     id = fmt::format("{}-{}", id, window);
     if (flags.stride > 0) id += fmt::format("-{}", flags.stride);
   } else if (flags.stride > 0 && protocol.stride != flags.stride) {
@@ -71,9 +117,9 @@ PerplexityProtocol protocol_of(const EvalFlags& flags, const ModelConfig& model)
   }
   protocol = parse_protocol(id);
   protocol.max_tokens = flags.max_tokens;
-  if (protocol.window > model.max_position_embeddings) {
-    log_warning(fmt::format("windows of {} tokens are longer than the model's context of {}", protocol.window,
-                            model.max_position_embeddings));
+  if (protocol.window > context) {
+    log_warning(
+        fmt::format("windows of {} tokens are longer than the model's context of {}", protocol.window, context));
   }
   return protocol;
 }
@@ -110,36 +156,6 @@ Input read_input(const EvalFlags& flags, const ModelSource& model, const ModelSo
   return input;
 }
 
-std::string plus_minus(double value, double error, int digits) {
-  return std::isnan(error) ? fmt::format("{:.{}f}", value, digits)
-                           : fmt::format("{:.{}f} ± {:.{}f}", value, digits, error, digits);
-}
-
-std::string to_text(const EvalFlags& flags, const EvalReport& report) {
-  const PerplexityResult& ppl = report.perplexity;
-  std::string text = fmt::format("{}: {} windows, {} tokens scored\n\n", ppl.protocol, ppl.windows, ppl.tokens);
-  std::vector<std::vector<std::string>> rows = {{"model", "perplexity", "KV bytes/token (16 bits)"}};
-  if (report.reference_perplexity) {
-    const double bytes = static_cast<double>(report.kv_bytes_per_token) / report.kv_ratio;
-    rows.push_back({flags.reference,
-                    plus_minus(report.reference_perplexity->value, report.reference_perplexity->stderr_value, 4),
-                    fmt::format("{:.0f}", bytes)});
-  }
-  rows.push_back({flags.model, plus_minus(ppl.value, ppl.stderr_value, 4), std::to_string(report.kv_bytes_per_token)});
-  text += format_table(rows);
-  if (report.fidelity) {
-    const FidelityReport& f = *report.fidelity;
-    text += fmt::format(
-        "\nKL(reference || model)  mean {} nats, median {:.6f}, 99th percentile {:.5f}, max {:.4f}: class {}\n",
-        plus_minus(f.kl_mean, f.kl_stderr, 6), f.kl_median, f.kl_p99, f.kl_max, f.yardstick);
-    text += fmt::format("top-1 agreement         {} %\n", plus_minus(100 * f.top1_agreement, 100 * f.top1_stderr, 2));
-    text += fmt::format("true token probability  mean change {:+.5f}, RMS {:.5f}\n", f.true_probability_change_mean,
-                        f.true_probability_change_rms);
-    text += fmt::format("cache                   {:.2f} % of the reference's\n", 100 * report.kv_ratio);
-  }
-  return text + fmt::format("\n{:.1f} s, {:.0f} tokens/s\n", report.seconds, report.tokens_per_second);
-}
-
 void run_logits(const EvalFlags& flags, const std::shared_ptr<ModelSource>& model, c10::Device device) {
   const auto sequences = read_sequences(flags.tokens);
   write_logits(model, sequences, flags.logits, compute_dtype(flags.dtype), device);
@@ -155,44 +171,64 @@ void run_logits(const EvalFlags& flags, const std::shared_ptr<ModelSource>& mode
   }
 }
 
-void run(const EvalFlags& flags) {
-  check(flags);
-  parse_protocol(flags.protocol);
-  const c10::ScalarType dtype = compute_dtype(flags.dtype);
-  const c10::Device device = open_device(flags.device);
-  const auto model = open_model(flags.model, "MODEL");
-  if (!flags.logits.empty()) return run_logits(flags, model, device);
-  const auto reference = flags.reference.empty() ? nullptr : open_model(flags.reference, "--reference");
-  const PerplexityProtocol protocol = protocol_of(flags, model->config());
-  const Input input = read_input(flags, *model, reference.get());
-  // Before the work, so that a bad place shows at once.
-  const auto output = flags.output.empty() ? nullptr : std::make_unique<AtomicFile>(flags.output);
-  const EvalOptions options{.protocol = protocol, .dtype = dtype, .device = device, .bos_id = input.bos_id};
-  const EvalReport report = evaluate(model, reference, input.ids, options);
-  Json json = report.to_json();
-  json["model"] = flags.model;
-  if (reference) json["reference"] = flags.reference;
+void write_report(const EvalFlags& flags, const EvalReport& report, AtomicFile* output) {
+  // One model at 16 bits has a form of its own, which says more of it than a line of a table could.
+  const bool table = flags.models.size() > 1 || !flags.cache.empty();
+  Json json = table ? table_json(report) : single_json(report);
+  if (!table) json["model"] = flags.models.front();
+  if (!flags.reference.empty()) json["reference"] = flags.reference;
   json["text"] = flags.text.empty() ? flags.tokens : flags.text;
   json["dtype"] = flags.dtype;
-  if (output) {
+  if (output != nullptr) {
     output->write(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
     output->commit();
   }
   if (json_output()) {
     print_json(json);
   } else {
-    print(to_text(flags, report));
+    print(table ? eval_table_text(report) : eval_text(report));
   }
 }
 
+void run(const EvalFlags& flags) {
+  EvalOptions options;
+  options.caches = cache_precisions(flags.cache);
+  check(flags);
+  check_distinct(flags.models);
+  parse_protocol(flags.protocol);
+  options.dtype = compute_dtype(flags.dtype);
+  options.device = open_device(flags.device);
+  Sources sources;
+  std::vector<EvalModel> models;
+  for (const std::string& path : flags.models) {
+    sources.push_back(open_model(path, "MODEL"));
+    models.push_back({path, sources.back()});
+  }
+  if (!flags.logits.empty()) return run_logits(flags, sources.front(), options.device);
+  std::optional<EvalModel> reference;
+  if (!flags.reference.empty()) reference = {flags.reference, open_model(flags.reference, "--reference")};
+  options.protocol = protocol_of(flags, context_of(sources));
+  const Input input = read_input(flags, *sources.front(), reference ? reference->source.get() : nullptr);
+  options.bos_id = input.bos_id;
+  // Before the work, so that a bad place shows at once.
+  const auto output = flags.output.empty() ? nullptr : std::make_unique<AtomicFile>(flags.output);
+  write_report(flags, evaluate(models, reference, input.ids, options), output.get());
+}
+
 void add_options(CLI::App& command, EvalFlags& flags) {
-  command.add_option("MODEL", flags.model, "Hugging Face folder, cinch folder or .gguf file")
+  command
+      .add_option("MODEL", flags.models,
+                  "Hugging Face folders, cinch folders or .gguf files; several give one table, on the same windows")
       ->required()
       ->type_name("PATH");
   command
       .add_option("--reference", flags.reference,
                   "The unconverted model: adds its perplexity, KL divergence, agreement, cache ratio")
       ->type_name("PATH");
+  command
+      .add_option("--cache", flags.cache,
+                  "Evaluate also with emulated caches of these precisions, e.g. int8,int4 (int8, int4, int3, int2)")
+      ->type_name("LIST");
   command.add_option("--text", flags.text, "Text to measure on: .txt, .jsonl, a folder of .txt, or a token dataset")
       ->type_name("PATH");
   command.add_option("--tokens", flags.tokens, "Token ids to measure on, separated by blanks (or .npy, .h5)")

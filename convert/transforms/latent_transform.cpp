@@ -9,6 +9,7 @@
 #include <map>
 #include <numeric>
 
+#include "attention/cache_precision.h"
 #include "convert/solvers/joint_pca.h"
 #include "convert/solvers/latent_fit.h"
 #include "convert/solvers/latent_output_refit.h"
@@ -28,13 +29,14 @@ constexpr double kEightBitsFrom = 0.4;
 constexpr double kRoundOff = 1e-6;  // of a number of cached elements
 constexpr int64_t kFold = 4;        // planes that balanced-pca rotates as one
 
+double bits_per_number(int bits) { return CachePrecision{.bits = bits}.bits_per_number(); }
 int64_t all_keys(const AttentionSpec& spec) { return spec.n_kv_heads * spec.head_dim; }
 int64_t key_scales(const AttentionSpec& spec) { return spec.qk_norm ? spec.n_kv_heads : 0; }
 
 LatentSizes split_budget(const AttentionSpec& source, double budget, int bits) {
   const auto bits16 = budget * 16 * static_cast<double>(source.kv_elements());
   const auto elements = std::min(
-      static_cast<int64_t>((bits16 - 16 * static_cast<double>(key_scales(source))) / stored_bits(bits) + kRoundOff),
+      static_cast<int64_t>((bits16 - 16 * static_cast<double>(key_scales(source))) / bits_per_number(bits) + kRoundOff),
       bits < 16 ? source.kv_elements() - kStep - key_scales(source) : source.kv_elements());
   const int64_t n = elements / kStep * kStep;
   if (n < 2 * kStep) {
@@ -133,6 +135,15 @@ class LatentTransform : public Transform {
     AttentionSpec spec = latent_spec(source, sizes.rank, sizes.rope_dim, /*output_bias=*/false);
     spec.rope_inv_freq.assign(static_cast<size_t>(sizes.rope_dim / 2), 0.0);  // known once the layer is solved
     return spec;
+  }
+
+  std::vector<std::string> cautions(const AttentionSpec& source, const ConversionRecipe& recipe) const override {
+    const std::string& type = source.rope.type;
+    if (type != "dynamic" && type != "longrope") return {};
+    return {
+        fmt::format("the model's {} rotary frequencies depend on the length of the text; a latent's stay those of "
+                    "{} tokens, the calibration window",
+                    type, recipe.calibration_window)};
   }
 
   int planned_bits(const AttentionSpec& source, const ConversionRecipe& recipe) const override {
@@ -329,7 +340,7 @@ RotarySurvey rotary_survey(const SourceHeads& heads, const LatentMoments& moment
 
 double LatentSizes::kv_ratio(const AttentionSpec& source) const {
   const double own =
-      static_cast<double>(rank + rope_dim) * stored_bits(bits) / 16 + static_cast<double>(key_scales(source));
+      static_cast<double>(rank + rope_dim) * bits_per_number(bits) / 16 + static_cast<double>(key_scales(source));
   return own / static_cast<double>(source.kv_elements());
 }
 

@@ -87,6 +87,54 @@ TEST(GroupedQueryAttention, CacheInChunksEqualsOneCall) {
   }
 }
 
+/// softmax(q k^T) v of given keys and values, one query at a time: q (B, H, T, D), k, v (B, K, T, D) -> (B, T, H*D).
+at::Tensor attended(const AttentionSpec& spec, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  std::vector<at::Tensor> heads;
+  for (int64_t h = 0; h < spec.n_heads; ++h) {
+    const int64_t kv_head = h / spec.group_size();
+    std::vector<at::Tensor> tokens;
+    for (int64_t t = 0; t < q.size(2); ++t) {
+      const int64_t first = spec.window > 0 ? std::max<int64_t>(0, t - spec.window + 1) : 0;
+      const auto seen = [&](const at::Tensor& x) { return x.select(1, kv_head).narrow(1, first, t + 1 - first); };
+      const at::Tensor scores = at::matmul(seen(k), q.select(1, h).select(1, t).unsqueeze(-1)) * spec.scale;
+      tokens.push_back((at::softmax(scores, 1) * seen(v)).sum(1));
+    }
+    heads.push_back(at::stack(tokens, 1));
+  }
+  return at::cat(heads, -1);
+}
+
+TEST(GroupedQueryAttention, SeesWhatTheCacheRounds) {
+  for (const int64_t window : {0, 20}) {
+    AttentionSpec spec = spec_of(6, 2, 72, 24);
+    spec.window = window;
+    const GroupedQueryAttention attention(spec, weights_of(spec));
+    const at::Tensor x = at::randn({2, 131, 24}, at::kDouble);
+    const GroupedQueryAttention::Heads heads = attention.project(x);
+    const Rope::Table table = attention.rope().table(0, 131, 131, at::kDouble, at::kCPU);
+    const at::Tensor q = Rope::apply(heads.q, table), k = Rope::apply(heads.k, table);
+    const at::Tensor exact = attention.head_outputs(x, 0, 0, nullptr);
+    KvCache plain;
+    EXPECT_LT((attention.head_outputs(x, 0, 0, &plain) - exact).abs().max().item<double>(), 1e-12);
+    double before = 0;
+    for (const int bits : {8, 4, 2}) {
+      const CachePrecision precision{.bits = bits};
+      KvCache cache(precision);
+      const at::Tensor found = attention.head_outputs(x, 0, 0, &cache);
+      const at::Tensor expected =
+          attended(spec, q, rounded_per_channel(k, precision), rounded_per_token(heads.v, precision));
+      EXPECT_LT((found - expected).abs().max().item<double>(), 1e-12) << bits << " bits, window " << window;
+      const double error = ((found - exact).norm() / exact.norm()).item<double>();
+      EXPECT_GT(error, 4 * before) << bits;
+      if (bits == 8) {
+        EXPECT_LT(error, 0.03);
+      }
+      before = error;
+      EXPECT_EQ(cache.bytes_per_token(), 2 * 2 * 72 * 8) << "measured, not emulated";
+    }
+  }
+}
+
 TEST(GroupedQueryAttention, OutputOfHeadsThenProjectionIsForward) {
   AttentionSpec spec = spec_of(3, 1, 10, 17);
   spec.softcap = 4.0;

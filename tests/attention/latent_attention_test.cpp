@@ -185,6 +185,58 @@ TEST(LatentAttention, CacheInChunksEqualsOneCall) {
   }
 }
 
+/// Attention of given entries by the formula: latent (B, S, R), rotated key (B, S, Dr), key scales (B, S, K) -> (B, T,
+/// H*Dv).
+at::Tensor attended(const AttentionSpec& spec, const LatentWeights& w, const LatentAttention::Heads& heads,
+                    const at::Tensor& q_turned, const at::Tensor& latent, const at::Tensor& k_turned) {
+  const int64_t dn = spec.qk_nope_head_dim, dv = spec.v_head_dim, tokens = latent.size(1);
+  const at::Tensor future = at::ones({tokens, tokens}, at::kBool).triu(1);
+  std::vector<at::Tensor> outputs;
+  for (int64_t h = 0; h < spec.n_heads; ++h) {
+    const at::Tensor up = w.kv_b_proj.narrow(0, h * (dn + dv), dn + dv);
+    const at::Tensor key = at::cat({at::matmul(latent, up.narrow(0, 0, dn).t()), k_turned}, -1);
+    const at::Tensor query = at::cat({heads.q_nope.select(1, h), q_turned.select(1, h)}, -1);
+    at::Tensor scores = at::matmul(query, key.transpose(1, 2)) * spec.scale;  // (B, T, S)
+    if (spec.key_scale_tail) scores = scores * heads.key_scale.select(2, h / spec.group_size()).unsqueeze(1);
+    const at::Tensor weights = at::softmax(scores.masked_fill(future, -INFINITY), -1);
+    outputs.push_back(at::matmul(weights, at::matmul(latent, up.narrow(0, dn, dv).t())));
+  }
+  return at::cat(outputs, -1);
+}
+
+TEST(LatentAttention, SeesWhatTheCacheRounds) {
+  for (const AttentionSpec& spec : {spec_of(), with_qk_norm(spec_of())}) {
+    const LatentWeights weights = weights_of(spec);
+    const at::Tensor x = random({2, 131, spec.hidden_size});
+    for (const LatentForm form : {LatentForm::unabsorbed, LatentForm::absorbed}) {
+      const LatentAttention attention(spec, weights, form);
+      const LatentAttention::Heads heads = attention.project(x);
+      const RotaryTable table = SlotRope(spec.rope_inv_freq).table(0, 131, at::kDouble, at::kCPU);
+      const at::Tensor exact = attention.head_outputs(x, 0, 0, nullptr);
+      KvCache plain;
+      EXPECT_LT(difference(attention.head_outputs(x, 0, 0, &plain), exact), 1e-12);
+      double before = 0;
+      for (const int bits : {8, 4, 2}) {
+        const CachePrecision precision{.bits = bits};
+        const auto rounded = [&](const at::Tensor& part) {
+          return rounded_per_channel(part.unsqueeze(1), precision).squeeze(1);
+        };
+        KvCache cache(precision);
+        const at::Tensor found = attention.head_outputs(x, 0, 0, &cache);
+        const at::Tensor expected = attended(spec, weights, heads, SlotRope::apply(heads.q_rope, table),
+                                             rounded(heads.latent), rounded(SlotRope::apply(heads.k_rope, table)));
+        EXPECT_LT(difference(found, expected), 1e-11) << bits << " bits";
+        const double error = ((found - exact).norm() / exact.norm()).item<double>();
+        EXPECT_GT(error, 4 * before) << bits;
+        if (bits == 8) {
+          EXPECT_LT(error, 0.03);
+        }
+        before = error;
+      }
+    }
+  }
+}
+
 TEST(LatentAttention, CacheHoldsLatentKeyAndScales) {
   for (const auto& [spec, numbers] : {std::pair{spec_of(), 40 + 24}, {spec_of(0), 40}, {with_qk_norm(spec_of()), 67}}) {
     EXPECT_EQ(spec.kv_elements(), numbers);
