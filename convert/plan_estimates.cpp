@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "convert/moment_file.h"
 #include "convert/transform.h"
 
 namespace cinch {
@@ -82,6 +83,11 @@ void estimate_costs(const ModelSource& source, const ModelWriterOptions& output,
   const bool calibrated = transform(plan.recipe.method).needs_calibration(plan.recipe);
   // The finished layers wait in the partial folder while the result is written.
   plan.disk_bytes = static_cast<int64_t>(written + derived);
+  if (transform(plan.recipe.method).uses_moments(plan.recipe)) {
+    const int64_t window = plan.recipe.calibration_window;
+    plan.disk_bytes += static_cast<int64_t>(
+        moment_bytes(plan.recipe.layers, plan.source.layers, plan.recipe.calibration_tokens / window, window));
+  }
   plan.peak_memory_bytes = peak_memory(source, plan, calibrated);
   plan.seconds_estimate = seconds(plan, threads, calibrated, written);
   plan.break_even_tokens = written / static_cast<double>(plan.target.kv_bytes_per_token());

@@ -109,7 +109,11 @@ TEST(PlanConversion, LatentLayersStayAsTheyAre) {
 
 TEST(PlanConversion, ShortensWindowsToTheModelsContext) {
   const ConfigOnlySource source(tiny_config({.context = 64}));
-  const ConversionPlan plan = plan_conversion(source, recipe_to("mqa"), {.output = "out"});
+  ConversionRecipe recipe = recipe_to("mqa");
+  EXPECT_TRUE(plan_conversion(source, recipe, {.output = "out"}).warnings.empty()) << "a default fits by itself";
+  EXPECT_EQ(plan_conversion(source, recipe, {.output = "out"}).recipe.calibration_window, 64);
+  recipe.calibration_window = 512;
+  const ConversionPlan plan = plan_conversion(source, recipe, {.output = "out"});
   EXPECT_EQ(plan.recipe.calibration_window, 64);
   EXPECT_EQ(plan.warnings.size(), 1u);
 }

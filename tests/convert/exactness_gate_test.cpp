@@ -46,8 +46,9 @@ class ExactnessGate : public testing::TestWithParam<std::string> {
     recipe.method = "weighted";
     recipe.rank = recipe.rope_dim = spec.n_kv_heads * spec.head_dim;
     recipe.calibration = {{folder_ / "text.ids", 1.0}};
-    // Windows as long as the text below: dynamic and longrope frequencies depend on the length.
-    recipe.calibration_window = ids_.size(1);
+    // Windows as long as the text: dynamic and longrope frequencies depend on the length.
+    recipe.calibration_window = std::min(ids_.size(1), source->config().max_position_embeddings);
+    ids_ = ids_.narrow(1, 0, recipe.calibration_window);
     recipe.calibration_tokens = 16 * recipe.calibration_window;
     return recipe;
   }
