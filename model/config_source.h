@@ -8,7 +8,8 @@
 
 namespace cinch {
 
-/// From a config.json: every tensor that such a model has, in the config's dtype (bfloat16 where it names none); reading one throws CheckpointError.
+/// From a config.json: every tensor that such a model has, in the config's dtype (bfloat16 where it names none);
+/// reading one throws CheckpointError.
 std::shared_ptr<ModelSource> open_config(const std::filesystem::path& path);
 
 }  // namespace cinch
