@@ -125,7 +125,7 @@ std::vector<SweepRow> sweep_budgets(const ModelSource& source, const ConversionR
                      "leave the method out to take weighted");
   }
   ConversionRecipe first = recipe;
-  first.kv_budget = budgets.at(0);
+  first.kv_budget = *std::max_element(budgets.begin(), budgets.end());  // the others may be too small
   if (first.kv_bits == 0) first.kv_bits = 16;
   const ConversionPlan plan = plan_conversion(source, first, {.output = {}, .format = "native", .dtype = {}});
   const MomentFile file(moments, {{"source", source_identity(source).at("files")}});

@@ -137,8 +137,8 @@ void plan_precision(ConversionPlan& plan) {
   if (plan.recipe.target == TargetKind::mla && plan.planned_kv_ratio > kQuantisingWinsAbove) {
     plan.warnings.push_back(fmt::format(
         "above about {:.0f} % of the bytes, quantising the source's cache to 4 bits ({:.0f} %) has been measured to "
-        "lose "
-        "less than a conversion without training; a conversion pays below that, or where the runtime cannot quantise",
+        "lose less than a conversion without training; a conversion pays below that, or where the runtime cannot "
+        "quantise",
         100 * kQuantisingWinsAbove, 100 * CachePrecision{.bits = 4}.bits_per_number() / 16));
   }
 }

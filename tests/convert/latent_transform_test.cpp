@@ -296,6 +296,7 @@ TEST_P(LatentConversion, SweepsPredictLessErrorForMoreBytes) {
       }
     }
   }
+  EXPECT_EQ(sweep_budgets(*source, recipe, {0.01, 0.6}, file).size(), 3u + 2) << "too small a budget is left out";
   write_tiny_model(folder_ / "other", {.family = GetParam(), .heads = 9, .kv_heads = 3, .head_dim = 12, .hidden = 40},
                    /*seed=*/2);
   EXPECT_THROW(sweep_budgets(*ModelSource::open(folder_ / "other"), recipe, {0.5}, file), UsageError);
