@@ -16,6 +16,7 @@
 #include "convert/layer_problems.h"
 #include "convert/provenance.h"
 #include "convert/solvers/latent_prediction.h"
+#include "convert/transforms/latent_sizes.h"
 #include "convert/transforms/latent_transform.h"
 #include "core/errors.h"
 #include "core/progress.h"

@@ -51,7 +51,6 @@ Json layer_report(int64_t layer, const LayerSolution& solution) {
 }
 
 constexpr const char* kInterruptHelp = "the finished layers are kept: repeat the command with --resume to go on";
-constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
 
 }  // namespace
 

@@ -10,8 +10,6 @@
 namespace cinch {
 namespace {
 
-constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
-
 /// Solvers fail on NaN in ways that do not tell where it came from.
 void check_finite(const LayerProblem& problem, const NamedTensors& weights, const std::filesystem::path& model) {
   for (const auto& [name, tensor] : weights) {

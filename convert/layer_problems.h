@@ -13,6 +13,8 @@
 
 namespace cinch {
 
+inline constexpr const char* kNotFiniteHelp = "`cinch verify MODEL` lists every tensor that holds NaN or infinity";
+
 /// With `hidden` (W, T, E) before the layer in the original model; the problem refers to `original`. Throws
 /// CheckpointError where weights or activations are not finite.
 LayerProblem layer_problem(const ModelSource& source, const AttentionSpec& target, const WindowRoles& windows,

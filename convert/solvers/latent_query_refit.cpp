@@ -14,6 +14,7 @@ namespace cinch {
 namespace {
 
 constexpr double kFeatureDamping = 1e-4, kQueryDamping = 1e-3;
+constexpr int64_t kBlock = 24;  // queries
 
 at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
 
@@ -43,33 +44,34 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
   feature_moment_ = at::zeros({n, start_.size(1), start_.size(1)}, at::kDouble);
   query_moment_ = at::zeros({n, d, d}, at::kDouble);
   for (const int64_t w : stream.fit()) {
-    const at::Tensor at_positions = stratified(t, positions, static_cast<uint64_t>(w));
-    const int64_t m = at_positions.size(0);
-    const at::Tensor input = stream.input(stream.teacher(w));
+    positions_.push_back(stratified(t, positions, static_cast<uint64_t>(w)));
+    const at::Tensor input = stream.input(stream.teacher(w)), features = forward.features(input);
     const Projections x = stream.project(input);
-    Window window{.features = forward.features(input),
-                  .queries = x.q.index_select(1, at_positions),
-                  .table = select_positions(pairs, at_positions),
+    const at::Tensor keys = rotate(x.k, stream.table());
+    for (const at::Tensor& own : positions_.back().split(kBlock)) {
+      const int64_t m = own.size(0), end = own[m - 1].item<int64_t>() + 1;
+      Block block{.features = features.slice(0, 0, end),
+                  .queries = x.q.index_select(1, own),
+                  .table = select_positions(pairs, own),
                   .weight = {},
                   .mean = {},
                   .key_scale = {}};
-    const at::Tensor turned = rotate(window.queries, select_positions(stream.table(), at_positions));
-    const at::Tensor original =
-        at::bmm(turned.reshape({k, heads.rep() * m, d}), rotate(x.k, stream.table()).transpose(1, 2))
-            .reshape({n, m, t});
-    const SoftmaxRows rows =
-        softmax_rows(heads.spec, original, causal_mask(heads.spec, at_positions, t, stream.options()));
-    window.mean = rows.slope.defined() ? rows.p * rows.slope : rows.p;
-    window.weight = rows.slope.defined() ? window.mean * rows.slope : rows.p;
-    if (x.k_scale.defined()) window.key_scale = x.k_scale.transpose(1, 2).repeat_interleave(heads.rep(), 0);
-    const at::Tensor error = original - scores(window, start_);
-    const at::Tensor gradient = softmax_gradient_(error.clone(), window.weight, window.mean);
-    start_loss_ += fp64((gradient * error).sum({1, 2}));
-    right_side_ += pulled_back(window, gradient);
-    add_moments(window, maps.rank());
-    count_ += static_cast<double>(m);
-    positions_.push_back(at_positions);
-    windows_.push_back(std::move(window));
+      const at::Tensor turned = rotate(block.queries, select_positions(stream.table(), own));
+      const at::Tensor original =
+          at::bmm(turned.reshape({k, heads.rep() * m, d}), keys.slice(1, 0, end).transpose(1, 2)).reshape({n, m, end});
+      const SoftmaxRows rows = softmax_rows(heads.spec, original, causal_mask(heads.spec, own, end, stream.options()));
+      block.mean = rows.slope.defined() ? rows.p * rows.slope : rows.p;
+      block.weight = rows.slope.defined() ? block.mean * rows.slope : rows.p;
+      if (x.k_scale.defined())
+        block.key_scale = x.k_scale.slice(1, 0, end).transpose(1, 2).repeat_interleave(heads.rep(), 0);
+      const at::Tensor error = original - scores(block, start_);
+      const at::Tensor gradient = softmax_gradient_(error.clone(), block.weight, block.mean);
+      start_loss_ += fp64((gradient * error).sum({1, 2}));
+      right_side_ += pulled_back(block, gradient);
+      add_moments(block, maps.rank());
+      count_ += static_cast<double>(m);
+      blocks_.push_back(std::move(block));
+    }
   }
   for (at::Tensor* x : {&start_loss_, &right_side_, &feature_moment_, &query_moment_}) *x /= count_;
   const int64_t rank = maps.rank();
@@ -82,35 +84,35 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
   query_moment_ = damped(query_moment_, kQueryDamping);
 }
 
-at::Tensor LatentQueryProblem::scores(const Window& window, const at::Tensor& query) const {
+at::Tensor LatentQueryProblem::scores(const Block& block, const at::Tensor& query) const {
   const at::Tensor mapped =
-      rotate_pairs(at::bmm(window.queries, query.transpose(1, 2).to(window.queries.options())), window.table);
+      rotate_pairs(at::bmm(block.queries, query.transpose(1, 2).to(block.queries.options())), block.table);
   at::Tensor scores =
-      at::matmul(mapped.flatten(0, 1), window.features.transpose(0, 1)).reshape({mapped.size(0), mapped.size(1), -1});
-  return window.key_scale.defined() ? scores.mul_(window.key_scale) : scores;
+      at::matmul(mapped.flatten(0, 1), block.features.transpose(0, 1)).reshape({mapped.size(0), mapped.size(1), -1});
+  return block.key_scale.defined() ? scores.mul_(block.key_scale) : scores;
 }
 
-at::Tensor LatentQueryProblem::pulled_back(const Window& window, const at::Tensor& gradient) const {
-  const at::Tensor pull = window.key_scale.defined() ? gradient * window.key_scale : gradient;
+at::Tensor LatentQueryProblem::pulled_back(const Block& block, const at::Tensor& gradient) const {
+  const at::Tensor pull = block.key_scale.defined() ? gradient * block.key_scale : gradient;
   const at::Tensor on_queries =
-      at::matmul(pull.flatten(0, 1), window.features).reshape({pull.size(0), pull.size(1), -1});
-  return fp64(at::bmm(rotate_pairs(on_queries, window.table, /*inverse=*/true).transpose(1, 2), window.queries));
+      at::matmul(pull.flatten(0, 1), block.features).reshape({pull.size(0), pull.size(1), -1});
+  return fp64(at::bmm(rotate_pairs(on_queries, block.table, /*inverse=*/true).transpose(1, 2), block.queries));
 }
 
 at::Tensor LatentQueryProblem::apply(const at::Tensor& x) const {
   at::Tensor total = at::zeros_like(x);
-  for (const Window& window : windows_)
-    total += pulled_back(window, softmax_gradient_(scores(window, x), window.weight, window.mean));
+  for (const Block& block : blocks_)
+    total += pulled_back(block, softmax_gradient_(scores(block, x), block.weight, block.mean));
   return total / count_;
 }
 
-void LatentQueryProblem::add_moments(const Window& window, int64_t rank) {
-  query_moment_ += fp64(at::bmm(window.queries.transpose(1, 2), window.queries));
+void LatentQueryProblem::add_moments(const Block& block, int64_t rank) {
+  query_moment_ += fp64(at::bmm(block.queries.transpose(1, 2), block.queries));
   for (int64_t h = 0; h < start_.size(0); ++h) {
-    at::Tensor features = window.features;
-    if (window.key_scale.defined()) features = features * window.key_scale[h].transpose(0, 1);
-    const at::Tensor weighted = features * window.weight[h].sum(0).unsqueeze(1);
-    const at::Tensor mean = at::matmul(window.mean[h], features);  // (M, R + Dr)
+    at::Tensor features = block.features;
+    if (block.key_scale.defined()) features = features * block.key_scale[h].transpose(0, 1);
+    const at::Tensor weighted = features * block.weight[h].sum(0).unsqueeze(1);
+    const at::Tensor mean = at::matmul(block.mean[h], features);  // (M, R + Dr)
     const at::Tensor c = features.slice(1, 0, rank), mean_c = mean.slice(1, 0, rank);
     feature_moment_[h]
         .slice(0, 0, rank)

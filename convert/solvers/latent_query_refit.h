@@ -34,22 +34,23 @@ class LatentQueryProblem {
   const std::vector<at::Tensor>& positions() const { return positions_; }
 
  private:
-  struct Window {
-    at::Tensor features;      // (T, R + Dr)
+  /// Some neighbouring queries of a window and the S keys up to the last of them: later keys cost nothing.
+  struct Block {
+    at::Tensor features;      // (S, R + Dr)
     at::Tensor queries;       // (H, M, D)
     RotationTable table;      // (M, Dr/2) of the queries
-    at::Tensor weight, mean;  // (H, M, T) p times the squared slope and p times the slope
-    at::Tensor key_scale;     // (H, 1, T) or undefined
+    at::Tensor weight, mean;  // (H, M, S) p times the squared slope and p times the slope
+    at::Tensor key_scale;     // (H, 1, S) or undefined
   };
-  /// Scores of query maps (H, R + Dr, D), (H, M, T).
-  at::Tensor scores(const Window& window, const at::Tensor& query) const;
-  /// What a gradient on the scores (H, M, T) puts on the query maps, (H, R + Dr, D) fp64.
-  at::Tensor pulled_back(const Window& window, const at::Tensor& gradient) const;
+  /// Scores of query maps (H, R + Dr, D), (H, M, S).
+  at::Tensor scores(const Block& block, const at::Tensor& query) const;
+  /// What a gradient on the scores (H, M, S) puts on the query maps, (H, R + Dr, D) fp64.
+  at::Tensor pulled_back(const Block& block, const at::Tensor& gradient) const;
   /// Half the Hessian of the first term times x.
   at::Tensor apply(const at::Tensor& x) const;
-  void add_moments(const Window& window, int64_t rank);
+  void add_moments(const Block& block, int64_t rank);
 
-  std::vector<Window> windows_;
+  std::vector<Block> blocks_;
   std::vector<at::Tensor> positions_;
   at::Tensor start_;                          // (H, R + Dr, D)
   at::Tensor start_loss_;                     // (H)

@@ -16,13 +16,13 @@ at::Tensor causal_mask(const AttentionSpec& spec, const at::Tensor& positions, i
 
 SoftmaxRows softmax_rows(const AttentionSpec& spec, const at::Tensor& scores, const at::Tensor& mask) {
   SoftmaxRows rows;
-  at::Tensor logits = scores * spec.scale;
   if (spec.softcap > 0) {
-    const at::Tensor bent = at::tanh(logits / spec.softcap);
+    const at::Tensor bent = at::tanh(scores * (spec.scale / spec.softcap));
     rows.slope = 1 - bent.square();
-    logits = bent * spec.softcap;
+    rows.p = at::softmax(at::add(mask, bent, spec.softcap), -1);
+  } else {
+    rows.p = at::softmax(at::add(mask, scores, spec.scale), -1);
   }
-  rows.p = at::softmax(logits.add_(mask), -1);
   return rows;
 }
 

@@ -11,6 +11,7 @@
 #include "convert/budget_sweep.h"
 #include "convert/converter.h"
 #include "convert/partial_folder.h"
+#include "convert/transforms/latent_sizes.h"
 #include "core/digest.h"
 #include "core/errors.h"
 #include "model/decoder_model.h"
@@ -300,6 +301,27 @@ TEST_P(LatentConversion, SweepsPredictLessErrorForMoreBytes) {
   write_tiny_model(folder_ / "other", {.family = GetParam(), .heads = 9, .kv_heads = 3, .head_dim = 12, .hidden = 40},
                    /*seed=*/2);
   EXPECT_THROW(sweep_budgets(*ModelSource::open(folder_ / "other"), recipe, {0.5}, file), UsageError);
+}
+
+TEST(LatentShapes, NineHeadsOnThreeOf48BecomeALatentOf40And24) {
+  const TempFolder folder;
+  write_tiny_model(folder / "model", {.heads = 9, .kv_heads = 3, .head_dim = 48, .hidden = 60});
+  write_tiny_ids(folder / "text.ids", 2000, 97);
+  ConversionRecipe recipe = mla_recipe(40, 24);
+  recipe.calibration = {{folder / "text.ids", 1.0}};
+  ConvertOptions options;
+  options.output.output = folder / "out";
+  options.output.format = "hdf5";
+  convert_model(ModelSource::open(folder / "model"), recipe, options);
+
+  const DecoderModel model(ModelSource::open(folder / "out"), at::kFloat);
+  const at::Tensor ids = at::arange(30, at::kLong).unsqueeze(0);
+  const at::Tensor whole = model.forward(ids);
+  std::vector<KvCache> caches(2);
+  std::vector<at::Tensor> pieces;
+  for (const at::Tensor& some : ids.split_with_sizes({17, 1, 12}, 1)) pieces.push_back(model.forward(some, &caches));
+  EXPECT_LT((at::cat(pieces, 1) - whole).abs().max().item<double>(), 1e-4 * whole.abs().max().item<double>());
+  for (const KvCache& cache : caches) EXPECT_EQ(cache.bytes_per_token(), (40 + 24) * 4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, LatentConversion, testing::Values("llama", "qwen2"));

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Faults of `cinch convert`: SIGKILL at random moments, Ctrl-C, a disk that fills up, a read-only target.
-# Usage: convert_faults.sh CINCH MODEL [KILLS]. Exit 0: all held. Parts that need rights this user lacks say "skipped".
+# Usage: convert_faults.sh CINCH MODEL [CONVERT OPTION...]. Exit 0: all held. Parts that need rights this user lacks say
+# "skipped". KILLS in the environment: how many.
 set -u
-cinch=$1 model=$2 kills=${3:-20}
+cinch=$1 model=$2 kills=${KILLS:-20}
+shift 2
+target=("$@")
+[ $# -gt 0 ] || target=(--to gqa:2)
 work=$(mktemp -d)
 mounts=()
 cleanup() {
@@ -13,7 +17,7 @@ trap cleanup EXIT
 failures=0
 fail() { echo "FAILED: $*"; failures=$((failures + 1)); }
 
-options=(--quiet --to gqa:2 --method "${METHOD:-aligned}" --calibration-tokens 2048 --calibration-window 128)
+options=(--quiet "${target[@]}" --calibration-tokens 2048 --calibration-window 128)
 convert() { "$cinch" convert "$model" "$@" "${options[@]}"; }
 # The program itself, not a subshell around it, is what the signals must reach.
 start_convert() {
