@@ -53,8 +53,11 @@ using Property = Handle<H5Pclose>;
 using Attribute = Handle<H5Aclose>;
 using Object = Handle<H5Oclose>;
 
-void silence_hdf5() {
+/// Before the first call of anything else. Handles close themselves, so libhdf5 has nothing to tidy up at exit; it would
+/// crash there on a file whose close failed because the disk was full.
+void prepare_hdf5() {
   static const bool done = [] {
+    H5dont_atexit();
     H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
     return true;
   }();
@@ -163,7 +166,7 @@ struct Hdf5Reader::Impl {
 
 Hdf5Reader::Hdf5Reader(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
   const std::lock_guard lock(hdf5_mutex());
-  silence_hdf5();
+  prepare_hdf5();
   impl_->path = path;
   const Property access(H5Pcreate(H5P_FILE_ACCESS));
   H5Pset_file_locking(access, false, true);
@@ -292,7 +295,7 @@ struct Hdf5Writer::Impl {
 
 Hdf5Writer::Hdf5Writer(const std::filesystem::path& path) : impl_(std::make_unique<Impl>()) {
   const std::lock_guard lock(hdf5_mutex());
-  silence_hdf5();
+  prepare_hdf5();
   impl_->path = path;
   const Property access(H5Pcreate(H5P_FILE_ACCESS)), creation(timeless(H5P_FILE_CREATE));
   // Data start at whole pages, so that a mapped file gives aligned tensors. Small data must not share a block, or only

@@ -1,7 +1,9 @@
 #include "core/hdf5.h"
 
 #include <gmock/gmock.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <cstring>
 
 #include "core/errors.h"
@@ -43,6 +45,30 @@ TEST(Hdf5, RowsGoToTheirPlace) {
   EXPECT_EQ(reader.text_attribute("x", "note"), "hello");
   EXPECT_EQ(reader.text_attribute("", "root"), "r");
   EXPECT_FALSE(reader.text_attribute("x", "absent").has_value());
+}
+
+/// Writes until a file of 64 KiB is full, then ends the process: 3 where that was noticed.
+[[noreturn]] void fill_the_disk(const std::filesystem::path& path) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  rlimit limit{};
+  limit.rlim_cur = limit.rlim_max = 65536;
+  ::setrlimit(RLIMIT_FSIZE, &limit);
+  try {
+    Hdf5Writer writer(path);
+    for (int i = 0; i < 64; ++i) {
+      const std::string name = "tensor" + std::to_string(i);
+      writer.create(name, Dtype::kF32, {4096});
+      writer.write_rows(name, 0, std::vector<std::byte>(4096 * 4));
+    }
+  } catch (const std::exception&) {
+    std::exit(3);
+  }
+  std::exit(0);
+}
+
+TEST(Hdf5, AFileThatCannotBeClosedDoesNotCrashTheExit) {
+  const TempFolder folder;
+  EXPECT_EXIT(fill_the_disk(folder / "full.h5"), testing::ExitedWithCode(3), "");
 }
 
 TEST(Hdf5, WhatIsNotHdf5) {
