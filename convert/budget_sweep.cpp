@@ -34,29 +34,31 @@ class Sweep {
   void predict(std::vector<SweepRow>& rows) {
     std::set<int64_t> widths;
     for (const SweepRow& row : rows) widths.insert(row.rope_dim);
-    std::map<int64_t, std::vector<RotarySlot>> slots;
+    std::map<int64_t, SlotList> shared;
     Progress progress({.phase = "sweep", .unit = "layers", .total = 2 * plan_.recipe.layers.size()});
     // Rotating everything is a list of single planes, which loses nothing and is the same for every layer.
-    std::map<int64_t, std::vector<RotarySurvey>> surveys;
+    std::map<int64_t, std::vector<SlotVote>> votes;
+    const SlotRule rule = plan_.recipe.slots;
+    const LagLaw law = lag_law(plan_.recipe);
     for_each_layer(progress, [&](int64_t, const SourceHeads& heads, const LatentMoments& own) {
       for (const int64_t width : widths) {
-        if (!plan_.recipe.shared_slots && width < most(heads.spec)) continue;
-        surveys[width].push_back(rotary_survey(heads, own, width, plan_.recipe));
+        if (rule != SlotRule::own || width == most(heads.spec)) votes[width].emplace_back(heads, own, width, rule, law);
       }
     });
-    for (const auto& [width, layers] : surveys) {
-      std::vector<const RotarySurvey*> all;
-      for (const RotarySurvey& layer : layers) all.push_back(&layer);
-      slots[width] = choose_slots(all, width);
+    for (const auto& [width, layers] : votes) {
+      std::vector<const SlotVote*> all;
+      for (const SlotVote& layer : layers) all.push_back(&layer);
+      shared[width] = choose_slot_list(all);
     }
-    surveys.clear();
+    votes.clear();
     std::map<const SweepRow*, double> squares;
     for_each_layer(progress, [&](int64_t layer, const SourceHeads& heads, const LatentMoments& own) {
       for (const int64_t width : widths) {
-        const RotarySurvey survey = rotary_survey(heads, own, width, plan_.recipe);
-        const auto shared = slots.find(width);
-        const LatentPrediction prediction =
-            predict_latent(heads, own, survey, shared != slots.end() ? shared->second : choose_slots({&survey}, width));
+        const auto found = shared.find(width);
+        const SlotVote vote(heads, own, width, SlotRule::own, law);
+        const SlotList list = found != shared.end() ? found->second : choose_slot_list({&vote});
+        const RotarySurvey survey(heads, own, list.groups, law);
+        const LatentPrediction prediction = predict_latent(heads, own, survey, list.slots);
         for (SweepRow& row : rows) {
           if (row.rope_dim != width) continue;
           const double error = prediction.error(row.rank, cache_noise(row.bits));

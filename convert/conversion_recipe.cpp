@@ -133,6 +133,25 @@ bool parse_per_layer(const std::string& text) {
   throw UsageError(fmt::format("--per-layer {}: known are uniform and sensitivity", text));
 }
 
+SlotRule parse_slots(const std::string& text) {
+  for (const SlotRule rule : {SlotRule::own, SlotRule::shared, SlotRule::geometric}) {
+    if (text == slots_text(rule)) return rule;
+  }
+  throw UsageError(fmt::format("--slots {}: known are shared, geometric and own", text));
+}
+
+std::string slots_text(SlotRule rule) {
+  switch (rule) {
+    case SlotRule::own:
+      return "own";
+    case SlotRule::geometric:
+      return "geometric";
+    case SlotRule::shared:
+      break;
+  }
+  return "shared";
+}
+
 std::vector<int64_t> parse_layers(const std::string& text) {
   std::set<int64_t> layers;
   for (const std::string& part : split_commas(text)) {
@@ -181,7 +200,7 @@ Json recipe_json(const ConversionRecipe& recipe) {
           {"kv-budget", recipe.kv_budget},
           {"kv-bits", kv_bits_text(recipe.kv_bits)},
           {"per-layer", recipe.per_layer ? "sensitivity" : "uniform"},
-          {"shared-slots", recipe.shared_slots},
+          {"slots", slots_text(recipe.slots)},
           {"method", recipe.method},
           {"layers", layers_text(recipe.layers)},
           {"calibration", files},
@@ -204,9 +223,9 @@ void check_target(const ConversionRecipe& recipe) {
     if (recipe.n_kv_heads < 1) {
       throw UsageError("--to is missing: say what to convert to", "for example --to gqa:4, --to mqa or --to mla");
     }
-    if (sizes || recipe.kv_budget > 0 || recipe.kv_bits != 16 || recipe.per_layer) {
+    if (sizes || recipe.kv_budget > 0 || recipe.kv_bits != 16 || recipe.per_layer || recipe.slots != SlotRule::shared) {
       throw UsageError(
-          fmt::format("--rank, --rope-dim, --kv-budget, --kv-bits and --per-layer have no meaning for --to {}",
+          fmt::format("--rank, --rope-dim, --kv-budget, --kv-bits, --per-layer and --slots have no meaning for --to {}",
                       target_text(recipe)),
           "--to mla has a rank; the cache of shared heads is set by their number");
     }
@@ -220,6 +239,10 @@ void check_target(const ConversionRecipe& recipe) {
   }
   if (recipe.per_layer && recipe.method != "weighted") {
     throw UsageError(fmt::format("--per-layer sensitivity: --method {} has one rank for all layers", recipe.method),
+                     "it belongs to --method weighted");
+  }
+  if (recipe.slots != SlotRule::shared && recipe.method != "weighted") {
+    throw UsageError(fmt::format("--slots {}: --method {} has its own", slots_text(recipe.slots), recipe.method),
                      "it belongs to --method weighted");
   }
   if (sizes && recipe.kv_bits == 0) {

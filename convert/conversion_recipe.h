@@ -14,6 +14,9 @@ namespace cinch {
 constexpr int64_t kLeastWindow = 8;  // tokens of a calibration window
 
 enum class TargetKind { gqa, mla };  // mqa is gqa with one head
+/// Rotary slots of latents: each layer's best, one list for all layers (which Hugging Face can load), or one whose
+/// frequencies come from a base alone (which llama.cpp and vLLM need).
+enum class SlotRule { own, shared, geometric };
 enum class RefitMode {
   automatic,
   on,
@@ -27,7 +30,7 @@ struct ConversionRecipe {
   double kv_budget = 0;                 // mla: share of the bytes of the source's 16-bit cache; 0: not given
   int kv_bits = 16;                     // mla: of a cached number as it will be served, 16, 8 or 4; 0: chosen
   bool per_layer = false;               // mla: ranks differ between layers, as much in all
-  bool shared_slots = true;             // mla: one list of rotary slots for all layers, as stock runtimes need
+  SlotRule slots = SlotRule::shared;    // mla, weighted
   std::string method = "aligned";       // one of transforms() for this target
   std::vector<CorpusSpec> calibration;  // empty: the bundled mixture
   int64_t calibration_tokens = 0;       // in all: an eighth of the windows only measures; 0: as measured to serve the
@@ -55,6 +58,10 @@ int parse_kv_bits(const std::string& text);
 std::string kv_bits_text(int bits);
 /// "uniform" -> false, "sensitivity" -> true. Throws UsageError.
 bool parse_per_layer(const std::string& text);
+
+/// "own", "shared", "geometric". Throws UsageError.
+SlotRule parse_slots(const std::string& text);
+std::string slots_text(SlotRule rule);
 
 /// "4-27", "0,3,8-11" -> sorted layer numbers without repeats. Throws UsageError on anything else.
 std::vector<int64_t> parse_layers(const std::string& text);

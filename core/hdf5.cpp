@@ -53,8 +53,8 @@ using Property = Handle<H5Pclose>;
 using Attribute = Handle<H5Aclose>;
 using Object = Handle<H5Oclose>;
 
-/// Before the first call of anything else. Handles close themselves, so libhdf5 has nothing to tidy up at exit; it would
-/// crash there on a file whose close failed because the disk was full.
+/// Before the first call of anything else. Handles close themselves, so libhdf5 has nothing to tidy up at exit; it
+/// would crash there on a file whose close failed because the disk was full.
 void prepare_hdf5() {
   static const bool done = [] {
     H5dont_atexit();

@@ -48,7 +48,7 @@ std::string to_text(const Json& report) {
   if (const Json& slots = report["shared_slots"]; slots.is_object()) {
     text += fmt::format(
         "\nOne list of rotary frequencies for all layers: predicted error {:.4f}, with each layer's own {:.4f} "
-        "(--shared-slots false)\n",
+        "(--slots own)\n",
         slots["predicted_error"].get<double>(), slots["predicted_error_own_slots"].get<double>());
   }
   const Json& loss = report["held_out"];

@@ -46,10 +46,11 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
       ->type_name("INT");
   command.add_option("--rope-dim", flags.recipe.rope_dim, "mla: width of the rotary key")->type_name("INT");
   command
-      .add_option("--shared-slots", flags.recipe.shared_slots,
-                  "mla: one list of rotary frequencies for all layers instead of each layer's best")
+      .add_option("--slots", flags.slots,
+                  "mla: rotary frequencies: shared (one list for all layers, for hf), geometric (one that llama.cpp "
+                  "and vllm can hold too) or own (each layer's best; cinch only)")
       ->capture_default_str()
-      ->type_name("BOOL");
+      ->type_name("NAME");
   command.add_option("--method", flags.method, "How the target is found (auto: the target's default):" + methods)
       ->capture_default_str()
       ->type_name("NAME");
@@ -130,6 +131,7 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
   if (!flags.kv_budget.empty()) recipe.kv_budget = parse_budget(flags.kv_budget);
   recipe.kv_bits = parse_kv_bits(flags.kv_bits);
   recipe.per_layer = parse_per_layer(flags.per_layer);
+  recipe.slots = parse_slots(flags.slots);
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
   for (const std::string& file : flags.calibration) {
     try {

@@ -14,7 +14,8 @@ namespace cinch {
 
 struct ConvertFlags {
   std::string model, out;
-  std::string to, method = "auto", kv_budget, kv_bits = "16", per_layer = "uniform", statistics, layers;
+  std::string to, method = "auto", kv_budget, kv_bits = "16", per_layer = "uniform", slots = "shared";
+  std::string statistics, layers;
   std::string runtime = "auto", format, device = "cpu";
   std::vector<std::string> calibration;
   ConversionRecipe recipe;  // fields without a spelling of their own are bound to it directly

@@ -42,17 +42,24 @@ at::Tensor blended_lags(const at::Tensor& measured, const LagLaw& law, int64_t w
 
 }  // namespace
 
+int64_t planes_per_group(double frequency) { return frequency >= kSingleAbove ? 1 : frequency >= kPairAbove ? 2 : 4; }
+
 std::vector<PlaneGroup> plane_groups(const HeadPlanes& planes, bool single) {
   std::vector<PlaneGroup> groups;
-  for (int64_t f = 0; f < planes.planes;) {
-    const double w = planes.frequency[f].item<double>();
-    const bool alone = single || f >= planes.rotated || w >= kSingleAbove;
-    const int64_t end = f < planes.rotated ? planes.rotated : planes.planes;
-    const int64_t size = std::min<int64_t>(alone ? 1 : w >= kPairAbove ? 2 : 4, end - f);
+  append_plane_groups(planes, {0, planes.planes}, single, groups);
+  return groups;
+}
+
+void append_plane_groups(const HeadPlanes& planes, const PlaneGroup& part, bool single,
+                         std::vector<PlaneGroup>& groups) {
+  const int64_t stop = part.first + part.planes;
+  for (int64_t f = part.first; f < stop;) {
+    const bool alone = single || f >= planes.rotated;
+    const int64_t most = alone ? 1 : planes_per_group(planes.frequency[f].item<double>());
+    const int64_t size = std::min(most, (f < planes.rotated ? std::min(planes.rotated, stop) : stop) - f);
     groups.push_back({f, size});
     f += size;
   }
-  return groups;
 }
 
 at::Tensor component_rows(const at::Tensor& rows) {

@@ -27,9 +27,15 @@ struct LagLaw {
 struct PlaneGroup {
   int64_t first = 0, planes = 1;
 };
-/// One plane per group where the frequency is at least .07 or 0, two where it is at least .004, else four (measured at
-/// theta 1e5). Single planes lose nothing when rotated: `single` makes every group one.
+/// Planes that one slot serves well at this frequency: one from .07 radians per token, two from .004, else four
+/// (measured at theta 1e5).
+int64_t planes_per_group(double frequency);
+/// All planes in groups of that size, unrotated ones alone. Single planes lose nothing when rotated: `single` makes
+/// every group one.
 std::vector<PlaneGroup> plane_groups(const HeadPlanes& planes, bool single);
+/// The same for a part of the planes.
+void append_plane_groups(const HeadPlanes& planes, const PlaneGroup& part, bool single,
+                         std::vector<PlaneGroup>& groups);
 
 struct RotarySlot {
   int64_t group = 0;

@@ -39,8 +39,8 @@ LatentSizes split_budget(const AttentionSpec& source, double budget, int bits) {
 void check_sizes(const AttentionSpec& source, const LatentSizes& sizes) {
   const int64_t most_rank = source.kv_elements() - sizes.rope_dim;
   if (sizes.rope_dim % 2 != 0 || sizes.rope_dim > source.n_kv_heads * source.head_dim) {
-    throw UsageError(
-        fmt::format("--rope-dim {}: an even number up to {} can stay rotated", sizes.rope_dim, source.n_kv_heads * source.head_dim));
+    throw UsageError(fmt::format("--rope-dim {}: an even number up to {} can stay rotated", sizes.rope_dim,
+                                 source.n_kv_heads * source.head_dim));
   }
   if (sizes.rank > most_rank) {
     throw UsageError(fmt::format("--rank {}: beside {} rotary numbers a latent of {} holds everything", sizes.rank,
@@ -70,6 +70,11 @@ LatentSizes latent_sizes(const AttentionSpec& source, const ConversionRecipe& re
   const LatentSizes sizes = recipe.kv_budget > 0 ? split_budget(source, recipe.kv_budget, bits)
                                                  : LatentSizes{recipe.rank, recipe.rope_dim, bits};
   check_sizes(source, sizes);
+  if (recipe.slots == SlotRule::geometric && sizes.rope_dim > source.rope.rotary_dim) {
+    throw UsageError(fmt::format("--slots geometric: {} numbers of a head are rotated, --rope-dim {} is more",
+                                 source.rope.rotary_dim, sizes.rope_dim),
+                     "give a smaller --rope-dim or --kv-budget, or --slots shared");
+  }
   return sizes;
 }
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <optional>
 
 #include "convert/solvers/joint_pca.h"
 #include "convert/solvers/latent_fit.h"
@@ -28,8 +29,7 @@ constexpr int64_t kFold = 4;  // planes that balanced-pca rotates as one
 
 /// What the layers share: one slot list, and a total of ranks.
 struct LatentChoice : SharedChoice {
-  std::vector<RotarySlot> slots;  // for all layers, where they share them
-  bool shares_slots = false;
+  std::optional<SlotList> slots;     // for all layers, where they share them
   std::map<int64_t, int64_t> ranks;  // by layer, where they differ
 
   void complete(int64_t layer, AttentionSpec& target) const override {
@@ -39,9 +39,8 @@ struct LatentChoice : SharedChoice {
 };
 
 struct LatentSurvey : LayerSurvey {
-  LatentSurvey(int64_t index, RotarySurvey own) : layer(index), rotary(std::move(own)) {}
-  int64_t layer, rank = 0, rope_dim = 0;
-  RotarySurvey rotary;
+  int64_t layer = 0, rank = 0;
+  std::optional<SlotVote> vote;  // where layers share slots
   /// (N+1) what a latent of r numbers leaves out, relative to the residual stream that the layer adds to; with
   /// per-layer ranks only.
   std::vector<double> dropped;
@@ -72,12 +71,6 @@ std::map<int64_t, int64_t> share_ranks(const std::vector<const LatentSurvey*>& l
     ranks[best->layer] += kStep;
   }
   return ranks;
-}
-
-LagLaw lag_law(const ConversionRecipe& recipe) {
-  LagLaw law{.tail = recipe.lag_tail};
-  if (recipe.lag_context > 0) law.context = recipe.lag_context;
-  return law;
 }
 
 class LatentTransform : public Transform {
@@ -173,6 +166,13 @@ class LatentTransform : public Transform {
   }
 };
 
+/// The slots that serve this layer best.
+SlotList own_slots(const SourceHeads& heads, const LatentMoments& moments, int64_t rope_dim,
+                   const ConversionRecipe& recipe) {
+  const SlotVote vote(heads, moments, rope_dim, SlotRule::own, lag_law(recipe));
+  return choose_slot_list({&vote});
+}
+
 /// docs/conversion.md, the latent method: every map on the query and output side by least squares, weighted by what the
 /// softmax does with an error.
 class WeightedTransform : public LatentTransform {
@@ -184,20 +184,24 @@ class WeightedTransform : public LatentTransform {
   }
   bool needs_calibration(const ConversionRecipe&) const override { return true; }
   bool uses_moments(const ConversionRecipe&) const override { return true; }
-  bool surveys(const ConversionRecipe& recipe) const override { return recipe.shared_slots || recipe.per_layer; }
+  bool surveys(const ConversionRecipe& recipe) const override {
+    return recipe.slots != SlotRule::own || recipe.per_layer;
+  }
 
   std::unique_ptr<LayerSurvey> survey(const LayerProblem& problem, const ConversionRecipe& recipe) const override {
     const at::NoGradGuard no_grad;
     const SourceHeads heads = source_heads(problem);
     const LatentMoments& moments = *problem.moments;
     const int64_t rope_dim = problem.target.qk_rope_head_dim;
-    auto result = std::make_unique<LatentSurvey>(problem.layer, rotary_survey(heads, moments, rope_dim, recipe));
+    auto result = std::make_unique<LatentSurvey>();
+    result->layer = problem.layer;
     result->rank = problem.target.kv_lora_rank;
-    result->rope_dim = rope_dim;
+    if (recipe.slots != SlotRule::own) result->vote.emplace(heads, moments, rope_dim, recipe.slots, lag_law(recipe));
     if (recipe.per_layer) {
-      const std::vector<RotarySlot> slots = choose_slots({&result->rotary}, rope_dim);
+      const SlotList own = own_slots(heads, moments, rope_dim, recipe);
+      const RotarySurvey rotary(heads, moments, own.groups, lag_law(recipe));
       const double unit = moments.output_energy / std::max(moments.residual_energy, 1e-300);
-      const at::Tensor dropped = predict_latent(heads, moments, result->rotary, slots).dropped * unit;
+      const at::Tensor dropped = predict_latent(heads, moments, rotary, own.slots).dropped * unit;
       result->dropped.assign(dropped.const_data_ptr<double>(), dropped.const_data_ptr<double>() + dropped.numel());
     }
     return result;
@@ -205,15 +209,14 @@ class WeightedTransform : public LatentTransform {
 
   std::unique_ptr<SharedChoice> choose(const std::vector<std::unique_ptr<LayerSurvey>>& layers,
                                        const ConversionRecipe& recipe) const override {
-    std::vector<const RotarySurvey*> rotary;
+    std::vector<const SlotVote*> votes;
     std::vector<const LatentSurvey*> surveys;
     for (const auto& layer : layers) {
       surveys.push_back(&dynamic_cast<const LatentSurvey&>(*layer));
-      rotary.push_back(&surveys.back()->rotary);
+      if (surveys.back()->vote) votes.push_back(&*surveys.back()->vote);
     }
     auto choice = std::make_unique<LatentChoice>();
-    choice->shares_slots = recipe.shared_slots;
-    if (recipe.shared_slots) choice->slots = choose_slots(rotary, surveys.at(0)->rope_dim);
+    if (!votes.empty()) choice->slots = choose_slot_list(votes);
     if (recipe.per_layer) choice->ranks = share_ranks(surveys);
     return choice;
   }
@@ -225,16 +228,19 @@ class WeightedTransform : public LatentTransform {
           const HeadStream& stream) const override {
     const LatentMoments& moments = *problem.moments;
     const int64_t rank = problem.target.kv_lora_rank, rope_dim = problem.target.qk_rope_head_dim;
-    const RotarySurvey survey = rotary_survey(heads, moments, rope_dim, recipe);
-    const std::vector<RotarySlot> own = choose_slots({&survey}, rope_dim);
-    const auto* shared = dynamic_cast<const LatentChoice*>(problem.shared);
-    const bool shares = shared != nullptr && shared->shares_slots;
-    const std::vector<RotarySlot>& slots = shares ? shared->slots : own;
-    const RotaryMaps rotary = survey.maps(slots);
+    const SlotList own = own_slots(heads, moments, rope_dim, recipe);
+    const auto* choice = dynamic_cast<const LatentChoice*>(problem.shared);
+    const bool shares = choice != nullptr && choice->slots;
+    const SlotList& list = shares ? *choice->slots : own;
+    const RotarySurvey survey(heads, moments, list.groups, lag_law(recipe));
+    const RotaryMaps rotary = survey.maps(list.slots);
     const LatentSpectrum spectrum = latent_spectrum(heads, moments, rotary);
     Fit result;
-    result.predicted_error = predict_latent(moments, survey, slots, spectrum).error(rank);
-    if (shares) result.predicted_own_slots = predict_latent(heads, moments, survey, own).error(rank);
+    result.predicted_error = predict_latent(moments, survey, list.slots, spectrum).error(rank);
+    if (shares) {
+      const RotarySurvey alone(heads, moments, own.groups, lag_law(recipe));
+      result.predicted_own_slots = predict_latent(heads, moments, alone, own.slots).error(rank);
+    }
     const LatentBasis basis = latent_basis(spectrum, rank);
     result.maps = latent_maps(heads, rotary, basis, up_map_moments(stream, heads, rotary, basis));
     result.maps.query =
@@ -287,9 +293,10 @@ class PcaTransform : public LatentTransform {
 
 }  // namespace
 
-RotarySurvey rotary_survey(const SourceHeads& heads, const LatentMoments& moments, int64_t rope_dim,
-                           const ConversionRecipe& recipe) {
-  return RotarySurvey(heads, moments, plane_groups(heads.planes, rope_dim == heads.spec.n_kv_heads * heads.spec.head_dim), lag_law(recipe));
+LagLaw lag_law(const ConversionRecipe& recipe) {
+  LagLaw law{.tail = recipe.lag_tail};
+  if (recipe.lag_context > 0) law.context = recipe.lag_context;
+  return law;
 }
 
 const Transform& weighted_transform() {

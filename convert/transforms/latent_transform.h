@@ -1,14 +1,13 @@
 // What all transforms to latent attention share: sizes, the order fit -> query refit -> W_O refit.
 #pragma once
 
-#include "convert/solvers/rotary_slots.h"
 #include "convert/transform.h"
+#include "convert/transforms/slot_lists.h"
 
 namespace cinch {
 
-/// What a layer has to say about the slots of a rotary key of this width, as the weighted method asks it.
-RotarySurvey rotary_survey(const SourceHeads& heads, const LatentMoments& moments, int64_t rope_dim,
-                           const ConversionRecipe& recipe);
+/// The lags that a recipe's slots serve.
+LagLaw lag_law(const ConversionRecipe& recipe);
 
 const Transform& weighted_transform();
 const Transform& balanced_pca_transform();

@@ -129,6 +129,18 @@ TEST(LatentSizes, KeyScalesStayAt16Bits) {
   EXPECT_LE(sizes.kv_ratio(spec), 0.25);
 }
 
+TEST(LatentSizes, MoreGeometricSlotsThanPlanesAreRefused) {
+  AttentionSpec spec = source_spec(9, 3, 12);
+  spec.rope.rotary_dim = 12;
+  ConversionRecipe recipe = mla_recipe(20, 12);
+  recipe.slots = SlotRule::geometric;
+  EXPECT_EQ(latent_sizes(spec, recipe).rope_dim, 12);
+  recipe.rope_dim = 14;
+  EXPECT_THROW(latent_sizes(spec, recipe), UsageError);
+  recipe.method = "balanced-pca";
+  EXPECT_THROW(check_recipe(recipe), UsageError) << "balanced-pca has slots of its own";
+}
+
 TEST(LatentSizes, TargetsAndMethodsThatDoNotFitAreRefused) {
   EXPECT_THROW(check_recipe(mla_recipe(0, -1)), UsageError);
   EXPECT_THROW(check_recipe(mla_recipe(8, -1)), UsageError);
@@ -194,12 +206,25 @@ TEST_P(LatentConversion, AlmostFullSizesAlmostGiveTheSource) {
 
 TEST_P(LatentConversion, LayersMayHaveSlotsOfTheirOwnAndStayAsTheyAre) {
   ConversionRecipe recipe = mla_recipe(20, 8);
-  recipe.shared_slots = false;
+  recipe.slots = SlotRule::own;
   recipe.layers = {1};
   convert(recipe, "out");
   const auto model = ModelSource::open(folder_ / "out");
   EXPECT_EQ(model->config().layers[0].kind, AttentionKind::grouped_query);
   EXPECT_EQ(model->config().layers[1].kind, AttentionKind::latent);
+}
+
+TEST_P(LatentConversion, GeometricSlotsAreOneTableThatABaseGives) {
+  ConversionRecipe recipe = mla_recipe(20, 8);
+  recipe.slots = SlotRule::geometric;
+  const Json report = convert(recipe, "out");
+  const auto model = ModelSource::open(folder_ / "out");
+  const std::vector<double> table = model->config().layers[0].rope_inv_freq;
+  EXPECT_EQ(model->config().layers[1].rope_inv_freq, table);
+  ASSERT_EQ(table.size(), 4u);
+  for (size_t s = 2; s < table.size(); ++s) EXPECT_NEAR(table[s] / table[s - 1], table[1] / table[0], 1e-9);
+  EXPECT_GT(report["shared_slots"]["predicted_error"].get<double>(),
+            report["shared_slots"]["predicted_error_own_slots"].get<double>());
 }
 
 TEST_P(LatentConversion, BaselinesLoseMore) {
