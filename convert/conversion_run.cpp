@@ -9,6 +9,7 @@
 #include "convert/layer_problems.h"
 #include "convert/solvers/latent_moments.h"
 #include "convert/transform.h"
+#include "core/allocator.h"
 #include "core/errors.h"
 #include "core/progress.h"
 
@@ -173,6 +174,7 @@ void ConversionRun::run_layers() {
       teacher_.advance(original);
     });
     advance_student(layer);
+    return_freed_memory();
     progress.advance();
     check_interrupt(kInterruptHelp);
   }

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <malloc.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "convert/partial_folder.h"
 #include "convert/provenance.h"
 #include "convert/transform.h"
+#include "core/allocator.h"
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/progress.h"
@@ -35,15 +35,6 @@ int64_t peak_memory_bytes() {
   struct rusage usage {};
   ::getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
-}
-
-/// Lets every tensor of a mebibyte or more be mapped by itself, so that its pages go back to the system when it is
-/// freed. Left to itself glibc raises that bound to 32 MiB after the first large tensors are freed, and the heap's
-/// holes make the process grow with depth (by a tenth over 64 small layers).
-void map_large_tensors() {
-#ifdef __GLIBC__
-  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
-#endif
 }
 
 std::filesystem::path clean_path(const std::filesystem::path& path) {
@@ -164,7 +155,7 @@ class Conversion {
       log_info(partial.resumed_layers() > 0 ? fmt::format("resuming after {} finished layers", partial.resumed_layers())
                                             : "nothing to resume: starting from the first layer");
     }
-    map_large_tensors();
+    map_large_allocations();
     const std::unique_ptr<MomentFile> moments = prepare_moments(partial);
     ConversionRun layers({source_, plan_, calibration_, options_.output, partial, moments.get(), options_.device});
     layers.run_layers();

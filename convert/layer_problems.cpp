@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "core/allocator.h"
 #include "core/errors.h"
 #include "core/progress.h"
 #include "model/decoder_model.h"
@@ -86,6 +87,7 @@ void measure_moments(std::shared_ptr<ModelSource> source, const ConversionPlan& 
       }
       stream.advance(original);
     });
+    return_freed_memory();
     progress.advance();
     check_interrupt("repeat the command: the moments are measured again");
   }

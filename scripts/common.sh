@@ -74,7 +74,7 @@ cuda_wanted() { case ${CINCH_CUDA:-ON} in OFF | off | 0 | no | NO | FALSE | fals
 # Two compilers of ATen code need about 2.5 GiB each.
 build_jobs() {
   local cores memory_gib jobs
-  cores=$(nproc)
+  cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # which takes these for its own
   memory_gib=$(awk '/MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo 2>/dev/null || echo 4)
   jobs=$((memory_gib * 2 / 5))
   [ "$jobs" -ge 1 ] || jobs=1

@@ -139,7 +139,7 @@ TEST(GgufMapping, RopeDivisorsComeBack) {
   EXPECT_FLOAT_EQ(tensors[0].second.back(), 32.0f);
 }
 
-TEST(GgufMapping, PublishedFileEqualsTheFolder) {
+TEST(GgufMapping, RealFileEqualsTheFolder) {
   const auto folder = asset("models/stories260K-gqa/hf-f32"),
              file = asset("models/stories260K-gqa/stories260Ktok512.gguf");
   CINCH_NEEDS_ASSET(folder);
