@@ -63,7 +63,8 @@ SlotVote::SlotVote(const SourceHeads& heads, const LatentMoments& moments, int64
                    const LagLaw& law)
     : rotary_dim_(rotary_dim) {
   if (rule != SlotRule::geometric) {
-    const bool all = rotary_dim == heads.spec.n_kv_heads * heads.spec.head_dim;
+    // Enough slots for every rotated plane of every head: each keeps its own frequency, and nothing is lost.
+    const bool all = rotary_dim >= 2 * heads.spec.n_kv_heads * heads.planes.rotated;
     survey_.emplace(heads, moments, plane_groups(heads.planes, all), law);
     return;
   }

@@ -39,9 +39,9 @@ double peak_of_depth(const TempFolder& folder, int64_t layers) {
   recipe.calibration_tokens = 4096;
   recipe.calibration_window = 256;
   if (!reset_peak()) return 0;
-  const Json report =
-      convert_model(ModelSource::open(model), recipe, {.output = {.output = folder / ("out" + std::to_string(layers)), .force = true}})
-          .json;
+  const Json report = convert_model(ModelSource::open(model), recipe,
+                                    {.output = {.output = folder / ("out" + std::to_string(layers)), .force = true}})
+                          .json;
   return report["peak_memory_bytes"].get<double>();
 }
 

@@ -109,7 +109,8 @@ TEST(Recipes, EveryFileIsPlannedAgainstItsShape) {
     const ConversionPlan plan = plan_conversion(source, recipe, output_of_flags(parsed->flags));
     EXPECT_LT(plan.kv_ratio, 0.75);
     // No stock class holds latents: those are for cinch itself.
-    for (const RuntimeVerdict& verdict : plan.runtimes) EXPECT_NE(verdict.loads, recipe.target == TargetKind::mla) << verdict.name;
+    for (const RuntimeVerdict& verdict : plan.runtimes)
+      EXPECT_NE(verdict.loads, recipe.target == TargetKind::mla) << verdict.name;
   }
   EXPECT_GE(recipes, 7);
 }
