@@ -57,12 +57,16 @@ void check(const EvalFlags& flags) {
   }
 }
 
+std::filesystem::path place_of(const std::string& model) {
+  std::error_code error;
+  return std::filesystem::weakly_canonical(model, error);
+}
+
 /// Throws UsageError when two of the models are the same place.
 void check_distinct(const std::vector<std::string>& models) {
   std::vector<std::filesystem::path> places;
   for (const std::string& model : models) {
-    std::error_code error;
-    const std::filesystem::path place = std::filesystem::weakly_canonical(model, error);
+    const std::filesystem::path place = place_of(model);
     if (std::find(places.begin(), places.end(), place) != places.end()) {
       throw UsageError(fmt::format("MODEL: {} is given twice", model), "give each model once");
     }
@@ -201,6 +205,8 @@ void run(const EvalFlags& flags) {
   Sources sources;
   std::vector<EvalModel> models;
   for (const std::string& path : flags.models) {
+    // In a table of several the reference has rows of its own.
+    if (flags.models.size() > 1 && !flags.reference.empty() && place_of(path) == place_of(flags.reference)) continue;
     sources.push_back(open_model(path, "MODEL"));
     models.push_back({path, sources.back()});
   }
