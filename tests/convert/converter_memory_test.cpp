@@ -54,7 +54,7 @@ double peak_of_depth(const TempFolder& folder, ConversionRecipe recipe, int64_t 
   if (!reset_peak()) return 0;
   ConvertOptions options;
   options.output.output = folder / ("out" + std::to_string(layers));
-  options.output.format = "hdf5";
+  if (recipe.target == TargetKind::mla) options.output.format = "hdf5";
   options.output.force = true;
   const Json report = convert_model(ModelSource::open(model), recipe, options).json;
   return report["peak_memory_bytes"].get<double>();

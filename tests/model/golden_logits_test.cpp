@@ -3,49 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <ostream>
 
-#include "checkpoints/checkpoint_format.h"
 #include "model/decoder_model.h"
 
 namespace cinch {
-
-void PrintTo(const GoldenCase& test_case, std::ostream* stream) { *stream << test_case.name; }
-
-std::vector<GoldenCase> golden_families() {
-  std::vector<GoldenCase> cases;
-  for (const auto& entry : std::filesystem::directory_iterator(repo_file("tests/golden/model"))) {
-    if (std::filesystem::exists(entry.path() / "model.safetensors"))
-      cases.push_back({entry.path().filename().string()});
-  }
-  std::sort(cases.begin(), cases.end(), [](const GoldenCase& a, const GoldenCase& b) { return a.name < b.name; });
-  return cases;
-}
-
-std::vector<GoldenCase> golden_cases() {
-  std::vector<GoldenCase> cases = golden_families();
-  for (const char* rope :
-       {"dynamic", "linear", "llama3", "longrope", "longrope_attention_factor", "yarn", "yarn_mscale"}) {
-    cases.push_back({std::string("rope/") + rope});
-  }
-  return cases;
-}
-
-GoldenModel::GoldenModel(const GoldenCase& test_case) : path_(repo_file("tests/golden/model/" + test_case.name)) {
-  const auto golden = open_tensors(path_ / "golden.safetensors");
-  ids_ = to_torch(golden->read("ids"), at::kLong);
-  logits_ = to_torch(golden->read("logits"), at::kFloat);
-  if (!test_case.is_rope_variant()) return;
-  std::filesystem::copy_file(path_ / "config.json", folder_ / "config.json");
-  std::filesystem::create_symlink(repo_file("tests/golden/model/llama_gqa/model.safetensors"),
-                                  folder_ / "model.safetensors");
-  path_ = folder_.path();
-}
-
-double relative_difference(const at::Tensor& a, const at::Tensor& b) {
-  const at::Tensor expected = b.to(at::kDouble);
-  return ((a.to(at::kDouble) - expected).abs().max() / expected.abs().max()).item<double>();
-}
 
 namespace {
 

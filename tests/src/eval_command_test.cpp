@@ -88,6 +88,14 @@ TEST(EvalCommand, SeveralModelsAndPrecisionsGiveATable) {
   EXPECT_LT(rows.rfind("int8"), rows.find("int2"));
 }
 
+TEST(EvalCommand, AModelHasNoDistanceToItself) {
+  const TempFolder folder;
+  const Outcome outcome =
+      run_cinch(tiny_eval(folder, {tiny_reference(), "--reference", tiny_reference(), "--cache", "int8"}));
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out, testing::HasSubstr("0.000000 ± 0.000000"));
+}
+
 TEST(EvalCommand, TableAsJson) {
   const TempFolder folder;
   const std::string copy = (folder / "report.json").string();
