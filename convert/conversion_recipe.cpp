@@ -14,6 +14,8 @@
 namespace cinch {
 namespace {
 
+constexpr int64_t kLatentLagContext = 8192, kLagWindows = 8;  // default lags: tokens, calibration windows
+
 constexpr int64_t kMostHeads = 4096;
 constexpr int64_t kMostLayers = 100000;
 
@@ -262,6 +264,10 @@ ConversionRecipe with_target_defaults(ConversionRecipe recipe, int64_t context) 
   if (recipe.calibration_window == 0) {
     recipe.calibration_window = mla ? 1024 : 512;
     if (context > 0) recipe.calibration_window = std::min(recipe.calibration_window, context);
+  }
+  if (recipe.lag_context == 0) {
+    recipe.lag_context = mla ? kLatentLagContext : kLagWindows * recipe.calibration_window;
+    if (context > 0) recipe.lag_context = std::min(recipe.lag_context, context);  // no lag of the model is longer
   }
   return recipe;
 }

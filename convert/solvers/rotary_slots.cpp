@@ -14,6 +14,7 @@ namespace cinch {
 namespace {
 
 constexpr double kSingleAbove = 0.07, kPairAbove = 0.004;
+constexpr double kWidestGroup = 3.0;  // ratio of the frequencies at its ends: 1.43^3 where the sizes were measured
 constexpr double kQueryFloor = 1e-2;  // of a KV head's mean query power per plane
 
 /// Covariance of complex planes (n, n) from the real one of [re; im] (2n, 2n).
@@ -42,7 +43,15 @@ at::Tensor blended_lags(const at::Tensor& measured, const LagLaw& law, int64_t w
 
 }  // namespace
 
-int64_t planes_per_group(double frequency) { return frequency >= kSingleAbove ? 1 : frequency >= kPairAbove ? 2 : 4; }
+int64_t planes_per_group(const HeadPlanes& planes, int64_t plane) {
+  const double frequency = planes.frequency[plane].item<double>();
+  const int64_t most = frequency >= kSingleAbove ? 1 : frequency >= kPairAbove ? 2 : 4;
+  if (most == 1 || planes.rotated < 2) return most;
+  const int64_t next = std::min(plane + 1, planes.rotated - 1);
+  const double ratio = planes.frequency[next - 1].item<double>() / planes.frequency[next].item<double>();
+  if (!(ratio > 1)) return most;
+  return std::clamp<int64_t>(1 + static_cast<int64_t>(std::log(kWidestGroup) / std::log(ratio)), 1, most);
+}
 
 std::vector<PlaneGroup> plane_groups(const HeadPlanes& planes, bool single) {
   std::vector<PlaneGroup> groups;
@@ -55,7 +64,7 @@ void append_plane_groups(const HeadPlanes& planes, const PlaneGroup& part, bool 
   const int64_t stop = part.first + part.planes;
   for (int64_t f = part.first; f < stop;) {
     const bool alone = single || f >= planes.rotated;
-    const int64_t most = alone ? 1 : planes_per_group(planes.frequency[f].item<double>());
+    const int64_t most = alone ? 1 : planes_per_group(planes, f);
     const int64_t size = std::min(most, (f < planes.rotated ? std::min(planes.rotated, stop) : stop) - f);
     groups.push_back({f, size});
     f += size;

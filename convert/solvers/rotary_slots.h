@@ -27,9 +27,9 @@ struct LagLaw {
 struct PlaneGroup {
   int64_t first = 0, planes = 1;
 };
-/// Planes that one slot serves well at this frequency: one from .07 radians per token, two from .004, else four
-/// (measured at theta 1e5).
-int64_t planes_per_group(double frequency);
+/// How many planes around this rotated one a slot serves well: one from .07 radians per token, two from .004, else four
+/// (measured at theta 1e5 and heads of 64), but never frequencies that lie further apart than those did.
+int64_t planes_per_group(const HeadPlanes& planes, int64_t plane);
 /// All planes in groups of that size, unrotated ones alone. Single planes lose nothing when rotated: `single` makes
 /// every group one.
 std::vector<PlaneGroup> plane_groups(const HeadPlanes& planes, bool single);

@@ -26,7 +26,7 @@ std::optional<SlotList> geometric_list(const HeadPlanes& planes, const std::vect
       if (std::abs(logs[end] - wanted) < std::abs(logs[nearest] - wanted)) nearest = end;
     }
     if (end == next) return std::nullopt;
-    const int64_t size = std::min(planes_per_group(std::exp(logs[nearest])), end - next);
+    const int64_t size = std::min(planes_per_group(planes, nearest), end - next);
     const int64_t first = std::clamp(nearest - (size - 1) / 2, next, end - size);
     append_plane_groups(planes, {next, first - next}, /*single=*/false, list.groups);
     list.slots.push_back({static_cast<int64_t>(list.groups.size()), std::exp(wanted)});

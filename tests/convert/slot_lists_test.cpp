@@ -41,7 +41,7 @@ TEST_P(GeometricLists, EverySlotHasAGroupNearItAndEveryPlaneOneGroup) {
       EXPECT_GT(slot.group, s > 0 ? list.slots[s - 1].group : -1) << "one slot per group";
       const PlaneGroup& group = list.groups[static_cast<size_t>(slot.group)];
       EXPECT_LE(group.first + group.planes, planes.rotated);
-      EXPECT_LE(group.planes, planes_per_group(planes.frequency[group.first + group.planes - 1].item<double>()));
+      EXPECT_LE(group.planes, planes_per_group(planes, group.first + group.planes - 1));
       const double first = planes.frequency[group.first].item<double>();
       const double last = planes.frequency[group.first + group.planes - 1].item<double>();
       const double spacing = list.slots.size() > 1 ? -std::log(list.slots[1].frequency) : 1.0;

@@ -41,7 +41,9 @@ class Layer:
         self.teacher[:, 0] *= 5  # a first token that stands out
         self.student = self.teacher + 0.1 * rng.standard_normal((windows, tokens, hidden))
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        self.freq = (1 / np.float32(theta) ** exponents).astype(np.float64)  # in single precision, as transformers has it
+        # In single precision, as transformers has it; numpy's own power of that type is rounded by the machine's fashion.
+        power = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
+        self.freq = (np.float32(1) / power).astype(np.float64)
         self.o = self.weights["o_proj"].reshape(hidden, heads, dim).transpose(1, 0, 2)
 
     def project(self, x):
@@ -119,6 +121,9 @@ def groups(freq):
     result, f = [], 0
     while f < len(freq):
         size = 1 if freq[f] >= 0.07 else 2 if freq[f] >= 0.004 else 4
+        if len(freq) > 1:  # the frequencies of a group lie within a factor of three
+            near = min(f + 1, len(freq) - 1)
+            size = max(1, min(size, 1 + int(np.log(3) / np.log(freq[near - 1] / freq[near]))))
         result.append(list(range(f, min(f + size, len(freq)))))
         f += size
     return result
