@@ -53,6 +53,12 @@ struct AttentionSpec {
   int64_t v_head_dim = 0;             // Dv
   std::vector<double> rope_inv_freq;  // (Dr/2), radians per token of each rotated pair; repeats allowed
   bool key_scale_tail = false;        // caches 1/rms of each KV head's raw key: QK-norm
+  // What stock MLA classes have and conversions do not make.
+  int64_t q_lora_rank = 0;        // Q, width that queries pass through, with a norm there; 0: none
+  bool latent_norm = false;       // RMSNorm over R on the latent before it is cached
+  double latent_norm_eps = 1e-6;  // of that norm and of the queries' one
+  bool down_bias = false;         // biases of the projections to R+Dr and Q, but none of the query heads
+  double rotary_scaling = 1.0;    // factor on cos and sin (YaRN)
 
   int64_t group_size() const { return n_heads / n_kv_heads; }  // G
   /// Numbers that one token adds to this layer's cache.

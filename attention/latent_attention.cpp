@@ -33,6 +33,7 @@ void check_sizes(const AttentionSpec& s) {
       std::all_of(s.rope_inv_freq.begin(), s.rope_inv_freq.end(), [](double value) { return std::isfinite(value); }),
       "rope_inv_freq must be finite");
   report.add_unless(s.qk_norm == s.key_scale_tail, "key_scale_tail goes with QK-norm, and only with it");
+  require(s.q_lora_rank >= 0, "q_lora_rank must not be negative", s.q_lora_rank);
   require(!s.qk_norm || s.qk_nope_head_dim == s.head_dim, "with QK-norm qk_nope_head_dim must be head_dim",
           s.qk_nope_head_dim);
   report.throw_if_any("latent attention");
@@ -56,7 +57,8 @@ at::Tensor through_heads(const at::Tensor& x, const at::Tensor& maps) {
 LatentWeights LatentWeights::to(at::ScalarType dtype, at::Device device) const {
   LatentWeights result = *this;
   for (at::Tensor* tensor : {&result.q_proj, &result.kv_a_proj, &result.kv_b_proj, &result.o_proj, &result.k_norm_proj,
-                             &result.q_bias, &result.kv_a_bias, &result.o_bias, &result.k_norm_bias}) {
+                             &result.q_bias, &result.kv_a_bias, &result.o_bias, &result.k_norm_bias, &result.q_a_proj,
+                             &result.q_a_norm, &result.q_a_bias, &result.kv_a_norm}) {
     *tensor = moved(*tensor, dtype, device);
   }
   return result;
@@ -64,15 +66,19 @@ LatentWeights LatentWeights::to(at::ScalarType dtype, at::Device device) const {
 
 void LatentWeights::check(const AttentionSpec& spec) const {
   const int64_t e = spec.hidden_size, r = spec.kv_lora_rank, dn = spec.qk_nope_head_dim, dr = spec.qk_rope_head_dim;
-  const int64_t q = spec.n_heads * (dn + dr), key = spec.n_kv_heads * spec.head_dim;
+  const int64_t q = spec.n_heads * (dn + dr), key = spec.n_kv_heads * spec.head_dim, narrow = spec.q_lora_rank;
   ShapeReport report;
-  report.expect("q_proj", q_proj, {q, e});
+  report.expect("q_proj", q_proj, {q, narrow > 0 ? narrow : e});
+  report.expect("q_a_proj", q_a_proj, {narrow, e}, narrow > 0);
+  report.expect("q_a_norm", q_a_norm, {narrow}, narrow > 0);
+  report.expect("q_a_bias", q_a_bias, {narrow}, narrow > 0 && spec.down_bias);
+  report.expect("kv_a_norm", kv_a_norm, {r}, spec.latent_norm);
   report.expect("kv_a_proj", kv_a_proj, {r + dr, e});
   report.expect("kv_b_proj", kv_b_proj, {spec.n_heads * (dn + spec.v_head_dim), r});
   report.expect("o_proj", o_proj, {e, spec.n_heads * spec.v_head_dim});
   report.expect("k_norm_proj", k_norm_proj, {key, e}, spec.key_scale_tail);
   report.expect("q_bias", q_bias, {q}, spec.qkv_bias);
-  report.expect("kv_a_bias", kv_a_bias, {r + dr}, spec.qkv_bias);
+  report.expect("kv_a_bias", kv_a_bias, {r + dr}, spec.qkv_bias || spec.down_bias);
   report.expect("o_bias", o_bias, {e}, spec.output_bias);
   report.expect("k_norm_bias", k_norm_bias, {key}, spec.key_scale_tail && spec.qkv_bias);
   report.throw_if_any("latent attention weights");
@@ -86,10 +92,15 @@ LatentAttention::LatentAttention(AttentionSpec spec, LatentWeights weights, Late
 
 LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
   const int64_t dn = spec_.qk_nope_head_dim, dr = spec_.qk_rope_head_dim, r = spec_.kv_lora_rank;
-  at::Tensor q = split_heads(biased_linear(x, weights_.q_proj, weights_.q_bias), spec_.n_heads);  // (B, H, T, Dn+Dr)
+  at::Tensor narrow = x;  // (B, T, E), or (B, T, Q)
+  if (spec_.q_lora_rank > 0) {
+    narrow = rms_norm(biased_linear(x, weights_.q_a_proj, weights_.q_a_bias), weights_.q_a_norm, spec_.latent_norm_eps);
+  }
+  at::Tensor q = split_heads(biased_linear(narrow, weights_.q_proj, weights_.q_bias), spec_.n_heads);
   if (spec_.qk_norm) q = (q * inverse_rms(q.narrow(-1, 0, dn), spec_.qk_norm_eps)).to(x.scalar_type());
   const at::Tensor kv = biased_linear(x, weights_.kv_a_proj, weights_.kv_a_bias);  // (B, T, R+Dr)
   Heads heads{q.narrow(-1, 0, dn), q.narrow(-1, dn, dr), kv.narrow(-1, 0, r), kv.narrow(-1, r, dr), {}};
+  if (spec_.latent_norm) heads.latent = rms_norm(heads.latent, weights_.kv_a_norm, spec_.latent_norm_eps);
   if (spec_.key_scale_tail) {
     const at::Tensor key = biased_linear(x, weights_.k_norm_proj, weights_.k_norm_bias);  // (B, T, K*D)
     const at::Tensor scale = inverse_rms(key.unflatten(-1, {spec_.n_kv_heads, -1}), spec_.qk_norm_eps);
@@ -100,7 +111,8 @@ LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
 
 at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache) const {
   const Heads heads = project(x);
-  const RotaryTable table = rope_.table(first, x.size(1), x.scalar_type(), x.device());
+  RotaryTable table = rope_.table(first, x.size(1), x.scalar_type(), x.device());
+  if (spec_.rotary_scaling != 1.0) table = {table.cos * spec_.rotary_scaling, table.sin * spec_.rotary_scaling};
   at::Tensor entries = at::cat({heads.latent, SlotRope::apply(heads.k_rope, table)}, -1).unsqueeze(1);
   if (cache != nullptr) entries = rounded_per_channel(entries, cache->precision());
   // Key scales multiply whole scores and are few: they stay at 16 bits.

@@ -1,6 +1,7 @@
-// Multi-head latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1) as a conversion needs it: no norm on
-// the latent, biases, explicit rotary frequencies, QK-norm. A token's cache is one latent shared by all heads, one
-// rotated key shared by all heads and, with QK-norm, the key scale of each KV head. Weights are (out, in).
+// Multi-head latent attention (MLA; DeepSeek-V2, arXiv 2405.04434, section 2.1) as a conversion needs it (biases,
+// explicit rotary frequencies, QK-norm) and as stock classes have it (norms on the latent and on low-rank queries). A
+// token's cache is one latent shared by all heads, one rotated key shared by all heads and, with QK-norm, the key scale
+// of each KV head. Weights are (out, in).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +12,8 @@
 namespace cinch {
 
 struct LatentWeights {
-  at::Tensor q_proj;     // (H*(Dn+Dr), E), per head Dn rows that meet the latent, then Dr rotary rows (re, im) by slot
+  at::Tensor q_proj;     // (H*(Dn+Dr), E or Q), per head Dn rows that meet the latent, then Dr rotary rows (re, im) by
+                         // slot
   at::Tensor kv_a_proj;  // (R+Dr, E), latent rows, then the shared rotary key's rows (re, im) by slot
   at::Tensor kv_b_proj;  // (H*(Dn+Dv), R), per query head Dn key rows, then Dv value rows
   at::Tensor o_proj;     // (E, H*Dv)
@@ -20,6 +22,9 @@ struct LatentWeights {
   at::Tensor kv_a_bias;    // (R+Dr) or undefined
   at::Tensor o_bias;       // (E) or undefined
   at::Tensor k_norm_bias;  // (K*D) or undefined
+  at::Tensor q_a_proj{}, q_a_norm{},
+      q_a_bias{};          // (Q, E), (Q), (Q) with q_lora_rank only; the bias with down_bias only
+  at::Tensor kv_a_norm{};  // (R) with latent_norm only
 
   LatentWeights to(at::ScalarType dtype, at::Device device) const;
   /// Throws ShapeError listing every tensor that does not fit `spec`.

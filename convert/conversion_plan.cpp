@@ -4,11 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "attention/cache_precision.h"
 #include "convert/converter.h"
 #include "convert/plan_estimates.h"
-#include "convert/runtime_verdicts.h"
 #include "convert/transform.h"
 #include "core/errors.h"
 #include "model/mixed_layers.h"
@@ -104,7 +104,23 @@ ModelConfig target_config(const ModelConfig& source, const ConversionRecipe& rec
   return target;
 }
 
+/// The target with rotary frequencies of the kind that the conversion will choose, which it knows only later: what
+/// runtimes can load depends on it.
+ModelConfig with_expected_frequencies(ModelConfig target, const ConversionRecipe& recipe) {
+  for (size_t layer = 0; layer < target.layers.size(); ++layer) {
+    std::vector<double>& list = target.layers[layer].rope_inv_freq;
+    const double own = recipe.slots == SlotRule::own ? 1.0 + static_cast<double>(layer) : 1.0;
+    for (size_t slot = 0; slot < list.size(); ++slot) {
+      const auto s = static_cast<double>(slot);
+      list[slot] = recipe.slots == SlotRule::geometric ? std::exp(-s) : 0.5 / (own + s * s);
+    }
+  }
+  return target;
+}
+
 void check_format(const ModelConfig& target, const ModelWriterOptions& output) {
+  const std::string runtime = output.format == "gguf" ? "llama.cpp" : output.runtime;
+  if (!runtime.empty()) require_runtime(target, runtime, output.approximate);
   if (has_latent_layers(target)) return check_holds_layers(target, output.format);
   if (!layers_differ(target) || output.format == "hdf5" || output.format == "native") return;
   throw UnsupportedError(
@@ -153,7 +169,8 @@ ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe
   if (!source.quality_note().empty()) plan.warnings.push_back(source.quality_note());
   check_targets(plan.source, plan.recipe);
   plan.target = target_config(plan.source, plan.recipe, plan.warnings);
-  check_format(plan.target, output);
+  const ModelConfig expected = with_expected_frequencies(plan.target, plan.recipe);
+  check_format(expected, output);
 
   plan.converted.assign(static_cast<size_t>(plan.source.n_layers), false);
   for (const int64_t layer : plan.recipe.layers) plan.converted[static_cast<size_t>(layer)] = true;
@@ -166,7 +183,7 @@ ConversionPlan plan_conversion(const ModelSource& source, const ConversionRecipe
   plan.target_parameters = count_parameters(weights);
   plan.kv_ratio = static_cast<double>(plan.target.kv_elements()) / static_cast<double>(plan.source.kv_elements());
   plan_precision(plan);
-  plan.runtimes = runtime_verdicts(plan.target);
+  plan.runtimes = runtime_verdicts(expected);
   estimate_costs(source, output, at::get_num_threads(), plan);
   return plan;
 }
@@ -176,8 +193,11 @@ int ConversionPlan::phases() const { return transform(recipe.method).uses_moment
 Json ConversionPlan::to_json() const {
   Json runtime_list = Json::array(), tensor_list = Json::array();
   for (const RuntimeVerdict& verdict : runtimes) {
-    runtime_list.push_back(
-        {{"name", verdict.name}, {"loads", verdict.loads}, {"rule", verdict.rule}, {"reason", verdict.reason}});
+    runtime_list.push_back({{"name", verdict.name},
+                            {"loads", verdict.loads},
+                            {"rule", verdict.rule},
+                            {"reason", verdict.reason},
+                            {"way_out", verdict.way_out}});
   }
   for (const PlannedTensor& tensor : tensors) {
     tensor_list.push_back({{"name", tensor.name}, {"shape", tensor.shape}, {"role", role_name(tensor.role)}});

@@ -9,6 +9,7 @@
 #include "convert/conversion_recipe.h"
 #include "core/json.h"
 #include "model/model_config.h"
+#include "model/runtime_rules.h"
 
 namespace cinch {
 
@@ -18,13 +19,6 @@ struct PlannedTensor {
   std::string name;
   std::vector<int64_t> shape;
   TensorRole role = TensorRole::kept;
-};
-
-struct RuntimeVerdict {
-  std::string name;  // "hf", "vllm", "sglang", "llama.cpp"
-  bool loads = false;
-  std::string rule;  // short id
-  std::string reason;
 };
 
 struct ConversionPlan {

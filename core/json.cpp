@@ -178,6 +178,13 @@ int64_t JsonObject::integer_or(std::string_view key, int64_t fallback) const {
   return has(key) ? integer(key) : fallback;
 }
 
+int64_t JsonObject::size(std::string_view key, int64_t least, int64_t most) const {
+  const int64_t value = integer(key);
+  if (value < least || value > most)
+    throw ConfigError(fmt::format("{}: {} is not between {} and {}", where(key), value, least, most));
+  return value;
+}
+
 double JsonObject::number(std::string_view key) const {
   const Json& value = require(key);
   if (!value.is_number()) throw ConfigError(fmt::format("{}: expected a number, found {}", where(key), shown(value)));

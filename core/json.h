@@ -27,6 +27,8 @@ class JsonObject {
   bool has(std::string_view key) const;  // present and not null
   int64_t integer(std::string_view key) const;
   int64_t integer_or(std::string_view key, int64_t fallback) const;
+  /// A size: far above every real one by default, so that products stay far from overflow.
+  int64_t size(std::string_view key, int64_t least = 1, int64_t most = int64_t{1} << 26) const;
   double number(std::string_view key) const;
   double number_or(std::string_view key, double fallback) const;
   bool boolean_or(std::string_view key, bool fallback) const;

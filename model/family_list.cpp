@@ -6,8 +6,9 @@
 namespace cinch {
 
 const std::vector<const ModelFamily*>& model_families() {
-  static const std::vector<const ModelFamily*> families = {&llama_family(), &mistral_family(), &qwen2_family(),
-                                                           &qwen3_family(), &gemma2_family(),  &phi3_family()};
+  static const std::vector<const ModelFamily*> families = {&llama_family(),      &mistral_family(), &qwen2_family(),
+                                                           &qwen3_family(),      &gemma2_family(),  &phi3_family(),
+                                                           &deepseek_v3_family()};
   return families;
 }
 

@@ -4,10 +4,10 @@
 
 #include <array>
 #include <cmath>
+#include <functional>
 
 #include "core/errors.h"
 #include "model/gguf_rope.h"
-#include "model/mixed_layers.h"
 
 namespace cinch {
 namespace {
@@ -17,10 +17,12 @@ struct Architecture {
   const char* model_type;
   const char* hf_class;
 };
-constexpr std::array kArchitectures = {
-    Architecture{"llama", "llama", "LlamaForCausalLM"}, Architecture{"qwen2", "qwen2", "Qwen2ForCausalLM"},
-    Architecture{"qwen3", "qwen3", "Qwen3ForCausalLM"}, Architecture{"gemma2", "gemma2", "Gemma2ForCausalLM"},
-    Architecture{"phi3", "phi3", "Phi3ForCausalLM"}};
+constexpr std::array kArchitectures = {Architecture{"llama", "llama", "LlamaForCausalLM"},
+                                       Architecture{"qwen2", "qwen2", "Qwen2ForCausalLM"},
+                                       Architecture{"qwen3", "qwen3", "Qwen3ForCausalLM"},
+                                       Architecture{"gemma2", "gemma2", "Gemma2ForCausalLM"},
+                                       Architecture{"phi3", "phi3", "Phi3ForCausalLM"},
+                                       Architecture{"deepseek2", "deepseek_v3", "DeepseekV3ForCausalLM"}};
 
 const Architecture& architecture_of(const GgufSource& source) {
   const std::string name = source.text("general.architecture").value_or("");
@@ -29,7 +31,7 @@ const Architecture& architecture_of(const GgufSource& source) {
   }
   throw UnsupportedError(
       fmt::format("{}: GGUF architecture \"{}\" is not supported", source.files().front().string(), name),
-      "supported: llama, qwen2, qwen3, gemma2, phi3");
+      "supported: llama, qwen2, qwen3, gemma2, phi3, deepseek2");
 }
 
 /// 9.99999974e-06, stored as a float, was meant as 1e-05.
@@ -55,50 +57,74 @@ int64_t head_dim(const GgufSource& source, const std::string& arch) {
   return keys;
 }
 
+/// Sizes and rotary keys of latent attention.
+void read_latent(const GgufSource& source, Json& config) {
+  const auto key = [](const char* name) { return fmt::format("deepseek2.{}", name); };
+  const std::string file = source.files().front().string();
+  const int64_t layers = config.at("num_hidden_layers").get<int64_t>();
+  const int64_t dense = source.integer(key("leading_dense_block_count")).value_or(0);
+  if (dense < layers) {
+    throw UnsupportedError(fmt::format("{}: {} of {} layers are mixtures of experts", file, layers - dense, layers),
+                           "cinch reads dense models with latent attention only");
+  }
+  const int64_t rotary = require_integer(source, key("rope.dimension_count"));
+  // Files from before the latent cache give the sizes of whole heads under the common keys.
+  const bool whole = source.integer(key("attention.key_length_mla")).has_value();
+  const int64_t keys = require_integer(source, key(whole ? "attention.key_length_mla" : "attention.key_length"));
+  if (rotary < 0 || keys < rotary)
+    throw ConfigError(fmt::format("{}: {} rotated numbers of a key of {}", file, rotary, keys));
+  config["qk_rope_head_dim"] = rotary;
+  config["qk_nope_head_dim"] = keys - rotary;
+  config["v_head_dim"] = require_integer(source, key(whole ? "attention.value_length_mla" : "attention.value_length"));
+  config["kv_lora_rank"] = require_integer(source, key("attention.kv_lora_rank"));
+  const int64_t narrow = source.integer(key("attention.q_lora_rank")).value_or(0);
+  config["q_lora_rank"] = narrow > 0 ? Json(narrow) : Json(nullptr);
+  config["first_k_dense_replace"] = layers;
+  config["kv_a_layernorm_eps"] = config.at("rms_norm_eps");  // there is one epsilon
+  const std::string type = source.text(key("rope.scaling.type")).value_or("none");
+  if (type == "none") return;
+  const double factor = source.number(key("rope.scaling.factor")).value_or(1.0);
+  if (type != "linear" || factor < 1) {
+    throw UnsupportedError(
+        fmt::format("{}: RoPE scaling \"{}\" by {:g} is not supported for latents", file, type, factor));
+  }
+  // llama.cpp stretches the scores of every scaled deepseek2 as for YaRN.
+  config["rope_scaling"] = {{"rope_type", "linear"}, {"factor", factor}, {"mscale_all_dim", 1.0}};
+}
+
+/// Keys of the latent; the cache is one head of R + Dr numbers, its first R the values.
+void add_latent(const AttentionSpec& spec, const ModelConfig& config,
+                const std::function<void(const char*, int64_t)>& add) {
+  add("attention.head_count_kv", 1);
+  add("attention.key_length", spec.kv_lora_rank + spec.qk_rope_head_dim);
+  add("attention.value_length", spec.kv_lora_rank);
+  add("attention.key_length_mla", spec.qk_nope_head_dim + spec.qk_rope_head_dim);
+  add("attention.value_length_mla", spec.v_head_dim);
+  add("attention.kv_lora_rank", spec.kv_lora_rank);
+  add("attention.q_lora_rank", spec.q_lora_rank);
+  add("leading_dense_block_count", config.n_layers);
+  add("expert_feed_forward_length", config.intermediate_size);
+  add("expert_shared_count", 0);
+}
+
 /// query_pre_attn_scalar as llama.cpp takes it from the sizes: the 27B model (46 layers) scales by hidden_size / heads.
-int64_t gemma2_attention_scalar(int64_t layers, int64_t hidden_size, int64_t heads, int64_t head_size) {
+int64_t gemma2_scalar(int64_t layers, int64_t hidden_size, int64_t heads, int64_t head_size) {
   return layers == 46 && heads > 0 ? hidden_size / heads : head_size;
-}
-
-[[noreturn]] void refuse(const std::string& what) {
-  throw UnsupportedError(fmt::format("llama.cpp cannot run this model as it is: {}", what), "export to hf instead");
-}
-
-/// Layer i of Gemma-2 slides when i is even, whatever the file says.
-void check_gemma2(const ModelConfig& config) {
-  const AttentionSpec& first = config.layers.front();
-  const auto scalar =
-      static_cast<double>(gemma2_attention_scalar(config.n_layers, config.hidden_size, first.n_heads, first.head_dim));
-  if (std::abs(first.scale * std::sqrt(scalar) - 1) > 1e-6) {
-    refuse(fmt::format("its query_pre_attn_scalar is {:.6g}, llama.cpp takes {}", 1 / (first.scale * first.scale),
-                       scalar));
-  }
-  for (size_t layer = 0; layer < config.layers.size(); ++layer) {
-    if ((config.layers[layer].window > 0) != (layer % 2 == 0)) refuse("its sliding layers are not every second one");
-  }
-  if (first.softcap <= 0 || config.final_logit_softcap <= 0) refuse("a soft cap is switched off");
-}
-
-void check_gguf_can_hold(const ModelConfig& config) {
-  const AttentionSpec& first = config.layers.front();
-  const bool gemma = config.family == "gemma2", llama = gguf_architecture(config) == "llama";
-  if (has_latent_layers(config)) refuse("its attention is latent");
-  if (gemma) check_gemma2(config);
-  if (config.activation != (gemma ? Activation::gelu_tanh : Activation::silu)) refuse("its MLP has another activation");
-  if (!llama && (first.output_bias || config.mlp_bias || (first.qkv_bias && config.family != "qwen2"))) {
-    refuse("its architecture has no biases there");
-  }
-  for (const AttentionSpec& layer : config.layers) {
-    if (!gemma && layer.window > 0 && layer.window < config.max_position_embeddings) {
-      refuse(fmt::format("its sliding window of {} tokens would be ignored", layer.window));
-    }
-  }
 }
 
 }  // namespace
 
+int64_t gemma2_attention_scalar(const ModelConfig& config) {
+  const AttentionSpec& first = config.layers.front();
+  return gemma2_scalar(config.n_layers, config.hidden_size, first.n_heads, first.head_dim);
+}
+
 std::string gguf_architecture(const ModelConfig& config) {
-  return config.family == "mistral" ? "llama" : config.family;
+  for (const Architecture& architecture : kArchitectures) {
+    if (config.family == architecture.model_type) return architecture.gguf;
+  }
+  if (config.family == "mistral") return "llama";
+  throw UnsupportedError(fmt::format("GGUF has no architecture for family {}", config.family), "export to hf");
 }
 
 Json gguf_to_config(const GgufSource& source) {
@@ -112,9 +138,11 @@ Json gguf_to_config(const GgufSource& source) {
   config["num_hidden_layers"] = require_integer(source, key("block_count"));
   config["intermediate_size"] = require_integer(source, key("feed_forward_length"));
   config["num_attention_heads"] = require_integer(source, key("attention.head_count"));
+  const bool latent = arch == "deepseek2";
   config["num_key_value_heads"] =
-      source.integer(key("attention.head_count_kv")).value_or(config["num_attention_heads"].get<int64_t>());
-  config["head_dim"] = head_dim(source, arch);
+      latent ? config["num_attention_heads"].get<int64_t>()
+             : source.integer(key("attention.head_count_kv")).value_or(config["num_attention_heads"].get<int64_t>());
+  if (!latent) config["head_dim"] = head_dim(source, arch);
   config["max_position_embeddings"] = require_integer(source, key("context_length"));
   config["rms_norm_eps"] = short_decimal(source.number(key("attention.layer_norm_rms_epsilon")).value_or(1e-5));
   config["rope_theta"] = short_decimal(source.number(key("rope.freq_base")).value_or(10000.0));
@@ -131,8 +159,8 @@ Json gguf_to_config(const GgufSource& source) {
   if (arch == "llama") config["mlp_bias"] = source.find("blk.0.ffn_gate.bias") != nullptr;
   if (arch == "gemma2") {
     config["query_pre_attn_scalar"] =
-        gemma2_attention_scalar(config["num_hidden_layers"].get<int64_t>(), config["hidden_size"].get<int64_t>(),
-                                config["num_attention_heads"].get<int64_t>(), config["head_dim"].get<int64_t>());
+        gemma2_scalar(config["num_hidden_layers"].get<int64_t>(), config["hidden_size"].get<int64_t>(),
+                      config["num_attention_heads"].get<int64_t>(), config["head_dim"].get<int64_t>());
     config["hidden_activation"] = "gelu_pytorch_tanh";
     config["attn_logit_softcapping"] = source.number(key("attn_logit_softcapping")).value_or(50.0);
     config["final_logit_softcapping"] = source.number(key("final_logit_softcapping")).value_or(30.0);
@@ -143,18 +171,21 @@ Json gguf_to_config(const GgufSource& source) {
                                  std::pair{"tokenizer.ggml.eos_token_id", "eos_token_id"}}) {
     if (const auto id = source.integer(from)) config[to] = *id;
   }
-  read_gguf_rope(source, arch, config);
+  if (latent) {
+    read_latent(source, config);
+  } else {
+    read_gguf_rope(source, arch, config);
+  }
   return config;
 }
 
 GgufMetadata gguf_metadata_of(const ModelConfig& config, const GgufVocabulary* vocabulary, uint32_t file_type,
                               const std::string& chat_template) {
-  check_gguf_can_hold(config);
   const std::string arch = gguf_architecture(config);
   const AttentionSpec& spec = config.layers.front();
   GgufMetadata metadata = {{"general.architecture", GgufValue::string(arch)},
                            {"general.file_type", GgufValue::u32(file_type)}};
-  const auto add = [&](const char* key, int64_t value) {
+  const std::function<void(const char*, int64_t)> add = [&](const char* key, int64_t value) {
     metadata.emplace_back(arch + "." + key, GgufValue::u32(static_cast<uint32_t>(value)));
   };
   add("block_count", config.n_layers);
@@ -162,9 +193,13 @@ GgufMetadata gguf_metadata_of(const ModelConfig& config, const GgufVocabulary* v
   add("embedding_length", config.hidden_size);
   add("feed_forward_length", config.intermediate_size);
   add("attention.head_count", spec.n_heads);
-  add("attention.head_count_kv", spec.n_kv_heads);
-  add("attention.key_length", spec.head_dim);
-  add("attention.value_length", spec.head_dim);
+  if (spec.kind == AttentionKind::latent) {
+    add_latent(spec, config, add);
+  } else {
+    add("attention.head_count_kv", spec.n_kv_heads);
+    add("attention.key_length", spec.head_dim);
+    add("attention.value_length", spec.head_dim);
+  }
   add("vocab_size", config.vocab_size);
   metadata.emplace_back(arch + ".attention.layer_norm_rms_epsilon",
                         GgufValue::f32(static_cast<float>(config.rms_norm_eps)));

@@ -7,6 +7,7 @@
 
 #include "attention/rope.h"
 #include "core/errors.h"
+#include "model/gguf_mapping.h"
 
 namespace cinch {
 namespace {
@@ -107,15 +108,7 @@ void read_yarn_or_linear(const GgufSource& source, const std::string& arch, cons
   config["rope_scaling"] = std::move(scaling);
 }
 
-[[noreturn]] void refuse(const RopeSpec& rope, const std::string& reason) {
-  throw UnsupportedError(
-      fmt::format("rope_scaling \"{}\" cannot be written into this GGUF file: {}", rope.type, reason),
-      "export to hf instead");
-}
-
 void add_yarn(const RopeSpec& rope, const std::string& prefix, GgufMetadata& metadata) {
-  if (rope.beta_fast != 32.0 || rope.beta_slow != 1.0 || !rope.truncate)
-    refuse(rope, "llama.cpp knows only its own betas");
   const auto stated = static_cast<float>(Rope(rope).attention_scaling() / yarn_scaling(rope.factor));
   if (stated != 1.0f) metadata.emplace_back(prefix + "attn_factor", GgufValue::f32(stated));
 }
@@ -141,6 +134,18 @@ void read_gguf_rope(const GgufSource& source, const std::string& arch, Json& con
   config["rope_scaling"] = divisors_to_scaling(read_divisors(source, "rope_freqs.weight", rotated / 2), config);
 }
 
+std::string gguf_rope_obstacle(const ModelConfig& config) {
+  const RopeSpec& rope = config.layers.front().rope;
+  const std::string arch = gguf_architecture(config);
+  if (rope.type == "yarn" && (rope.beta_fast != 32.0 || rope.beta_slow != 1.0 || !rope.truncate))
+    return "llama.cpp knows only its own betas of YaRN";
+  const bool known = rope.type == "default" || rope.type == "linear" || rope.type == "yarn" ||
+                     (rope.type == "llama3" && arch == "llama") ||
+                     (rope.type == "longrope" && (arch == "llama" || arch == "phi3"));
+  if (known) return {};
+  return fmt::format("llama.cpp does not compute rope_scaling \"{}\" for architecture {}", rope.type, arch);
+}
+
 GgufMetadata gguf_rope_metadata(const ModelConfig& config, const std::string& arch) {
   const RopeSpec& rope = config.layers.front().rope;
   GgufMetadata metadata;
@@ -163,8 +168,6 @@ GgufMetadata gguf_rope_metadata(const ModelConfig& config, const std::string& ar
     metadata.emplace_back(prefix + "type", GgufValue::string("longrope"));
     add_original();
     metadata.emplace_back(prefix + "attn_factor", GgufValue::f32(static_cast<float>(Rope(rope).attention_scaling())));
-  } else {
-    refuse(rope, fmt::format("llama.cpp does not compute it for architecture {}", arch));
   }
   return metadata;
 }

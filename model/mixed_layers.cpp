@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/errors.h"
+#include "model/model_family.h"
 
 namespace cinch {
 namespace {
@@ -42,14 +43,6 @@ Json layer_entry(const AttentionSpec& spec, bool with_frequencies) {
   entry["qkv_bias"] = spec.qkv_bias;
   entry["output_bias"] = spec.output_bias;
   return entry;
-}
-
-int64_t size_of(const JsonObject& entry, const char* key, int64_t least) {
-  constexpr int64_t kLimit = int64_t{1} << 26;  // far above every real size, far below an overflow of products
-  const int64_t value = entry.integer(key);
-  if (value < least || value > kLimit)
-    throw ConfigError(fmt::format("{}: {} is not between {} and {}", entry.where(key), value, least, kLimit));
-  return value;
 }
 
 /// From the layer, or from what all layers share.
@@ -94,10 +87,10 @@ AttentionKind read_kind(const JsonObject& entry) {
 
 /// `spec` is what the family's stock class says of the layer.
 void read_latent_sizes(const JsonObject& entry, const JsonObject& shared, AttentionSpec& spec) {
-  spec.kv_lora_rank = size_of(entry, "kv_lora_rank", 1);
-  spec.qk_nope_head_dim = size_of(entry, "qk_nope_head_dim", 0);
-  spec.qk_rope_head_dim = size_of(entry, "qk_rope_head_dim", 0);
-  spec.v_head_dim = size_of(entry, "v_head_dim", 1);
+  spec.kv_lora_rank = entry.size("kv_lora_rank", 1);
+  spec.qk_nope_head_dim = entry.size("qk_nope_head_dim", 0);
+  spec.qk_rope_head_dim = entry.size("qk_rope_head_dim", 0);
+  spec.v_head_dim = entry.size("v_head_dim", 1);
   if (spec.qk_rope_head_dim % 2 != 0) {
     throw ConfigError(fmt::format("{}: {} is odd; rotated numbers come in pairs", entry.where("qk_rope_head_dim"),
                                   spec.qk_rope_head_dim));
@@ -147,7 +140,8 @@ bool layers_differ(const ModelConfig& config) {
 }
 
 std::string native_reason(const ModelConfig& config) {
-  if (has_latent_layers(config)) return "its attention is latent";
+  const AttentionKind stock = model_family(config.family).attention_kind();
+  if (has_latent_layers(config) && stock != AttentionKind::latent) return "its attention is latent";
   return layers_differ(config) ? "its layers have different KV heads" : "";
 }
 

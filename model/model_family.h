@@ -31,6 +31,8 @@ class ModelFamily {
   virtual std::string name() const = 0;                      // "llama"
   virtual std::string architecture() const = 0;              // Hugging Face class, "LlamaForCausalLM"
   virtual std::vector<std::string> model_types() const = 0;  // config.json model_type values
+  /// What the Hugging Face class has; layers of the other kind make the model one that only cinch loads.
+  virtual AttentionKind attention_kind() const { return AttentionKind::grouped_query; }
   /// Throws ConfigError / UnsupportedError naming the key. Unknown keys are carried, known ones that change the
   /// function are honoured.
   virtual ModelConfig parse(const JsonObject& config) const = 0;

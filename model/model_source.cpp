@@ -9,6 +9,7 @@
 #include "checkpoints/layout.h"
 #include "core/errors.h"
 #include "core/files.h"
+#include "model/gguf_layout.h"
 #include "model/gguf_mapping.h"
 #include "model/mixed_layers.h"
 
@@ -90,17 +91,23 @@ class FolderSource : public ModelSource {
   std::unique_ptr<TensorSource> tensors_;
 };
 
-/// A GGUF file seen under Hugging Face names and row orders.
+/// A GGUF file seen under Hugging Face names and layouts.
 class RenamedTensors : public TensorSource {
  public:
-  RenamedTensors(const GgufSource& inner, const ModelConfig& config) : inner_(inner), config_(config) {
+  RenamedTensors(const GgufSource& inner, const ModelConfig& config, const std::vector<WeightSpec>& weights)
+      : inner_(inner), config_(config) {
+    std::map<std::string, const WeightSpec*> wanted;
+    for (const WeightSpec& weight : weights) wanted[weight.name] = &weight;
     for (const TensorInfo& info : inner.tensors()) {
       const auto name = gguf_to_hf_name(info.name, config.family);
-      if (!name) continue;
+      if (!name || stored_.contains(*name)) continue;
+      const auto weight = wanted.find(*name);
       TensorInfo renamed = info;
       renamed.name = *name;
+      std::vector<std::string> parts = {info.name};
+      if (weight != wanted.end()) place(*weight->second, renamed, parts);
       tensors_.push_back(std::move(renamed));
-      stored_names_[*name] = info.name;
+      stored_[*name] = std::move(parts);
     }
     build_index();
   }
@@ -108,56 +115,70 @@ class RenamedTensors : public TensorSource {
   const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   TensorData read(const std::string& name) const override {
     const TensorInfo& info = require_tensor(*this, name);
-    TensorData data = inner_.read(stored_names_.at(name));
+    const std::vector<std::string>& stored = stored_.at(name);
+    TensorData data = inner_.read(stored.front());
+    if (changes(info)) {
+      std::vector<at::Tensor> parts;
+      for (const std::string& part : stored) {
+        const TensorData found = inner_.read(part);
+        parts.push_back(to_torch(found, torch_dtype(found.info.dtype)));
+      }
+      const at::Tensor whole = GgufPlacement(config_, name, info.shape).from_parts(parts);
+      const auto bytes = std::make_shared<std::vector<std::byte>>(to_bytes(whole, info.dtype));
+      return {info, *bytes, bytes};
+    }
     data.info = info;
-    if (stores_one_plus_weight(name, config_.family)) return less_one(data);
-    return has_permuted_rows(name, config_.family) ? unpermuted(std::move(data)) : data;
+    return data;
   }
   TensorData read_rows(const std::string& name, int64_t begin, int64_t end) const override {
     const TensorInfo& info = require_tensor(*this, name);
-    if (!has_permuted_rows(name, config_.family) && !stores_one_plus_weight(name, config_.family)) {
-      TensorData data = inner_.read_rows(stored_names_.at(name), begin, end);
-      data.info = row_info(info, begin, end);
-      return data;
+    TensorData data;
+    if (changes(info)) {
+      data = read(name);
+      const ByteRange range = row_range(info, begin, end, files().front().string());
+      data.bytes = data.bytes.subspan(range.offset, range.size);
+    } else {
+      data = inner_.read_rows(stored_.at(name).front(), begin, end);
     }
-    TensorData data = read(name);
-    const ByteRange range = row_range(info, begin, end, files().front().string());
-    data.bytes = data.bytes.subspan(range.offset, range.size);
     data.info = row_info(info, begin, end);
     return data;
   }
   void release(const std::string& name) const override {
-    if (const auto found = stored_names_.find(name); found != stored_names_.end()) inner_.release(found->second);
+    const auto found = stored_.find(name);
+    if (found == stored_.end()) return;
+    for (const std::string& part : found->second) inner_.release(part);
   }
   const std::map<std::string, std::string>& metadata() const override { return inner_.metadata(); }
   std::vector<std::filesystem::path> files() const override { return inner_.files(); }
   std::string format() const override { return inner_.format(); }
 
  private:
-  static TensorData less_one(const TensorData& data) {
-    const at::Tensor weight = to_torch(data, torch_dtype(data.info.dtype)) - 1;
-    auto out = std::make_shared<std::vector<std::byte>>(to_bytes(weight, data.info.dtype));
-    return {data.info, *out, out};
+  /// Where all parts of a tensor are there in their shapes, `renamed` gets the whole's; else it keeps that of the
+  /// first, which the check of weights will not accept.
+  void place(const WeightSpec& weight, TensorInfo& renamed, std::vector<std::string>& parts) const {
+    const GgufPlacement placement(config_, weight.name, weight.shape);
+    if (placement.parts().size() < 2) return;
+    std::vector<std::string> names;
+    for (const GgufPart& part : placement.parts()) {
+      const TensorInfo* found = inner_.find(part.name);
+      if (found == nullptr || found->shape != part.shape) return;
+      if (found->dtype != renamed.dtype) renamed.dtype = Dtype::kF32;
+      names.push_back(part.name);
+    }
+    renamed.shape = weight.shape;
+    parts = std::move(names);
   }
 
-  /// Row 2j + half of each head becomes row (half, j).
-  TensorData unpermuted(TensorData data) const {
-    const int64_t rows = data.info.shape.front(), dim = config_.layers.front().head_dim;
-    const size_t row_bytes = data.bytes.size() / static_cast<size_t>(rows);
-    auto out = std::make_shared<std::vector<std::byte>>(data.bytes.size());
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t head = row / dim, inside = row % dim;
-      const int64_t target = head * dim + inside % 2 * (dim / 2) + inside / 2;
-      std::copy_n(data.bytes.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(row) * row_bytes), row_bytes,
-                  out->begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(target) * row_bytes));
-    }
-    return {std::move(data.info), *out, out};
+  /// A tensor that is whole in a file where others are in parts (old deepseek2 files) is as Hugging Face has it.
+  bool changes(const TensorInfo& info) const {
+    const GgufPlacement placement(config_, info.name, info.shape);
+    return placement.changes() && placement.parts().size() == stored_.at(info.name).size();
   }
 
   const GgufSource& inner_;
   const ModelConfig& config_;
   std::vector<TensorInfo> tensors_;
-  std::map<std::string, std::string> stored_names_;
+  std::map<std::string, std::vector<std::string>> stored_;
 };
 
 class GgufModelSource : public ModelSource {
@@ -166,8 +187,9 @@ class GgufModelSource : public ModelSource {
     const JsonObject json(gguf_to_config(*file_), path.string());
     family_ = &family_of_config(json);
     config_ = family_->parse(json);
-    tensors_ = std::make_unique<RenamedTensors>(*file_, config_);
-    check_weights(*tensors_, family_->weights(config_), path);
+    const std::vector<WeightSpec> weights = family_->weights(config_);
+    tensors_ = std::make_unique<RenamedTensors>(*file_, config_, weights);
+    check_weights(*tensors_, weights, path);
     for (const TensorInfo& info : file_->tensors()) {
       if (!info.stored_as.empty() && info.shape.size() > 1) stored_as_ = info.stored_as;
     }

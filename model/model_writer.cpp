@@ -14,9 +14,11 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/progress.h"
+#include "model/gguf_layout.h"
 #include "model/gguf_mapping.h"
 #include "model/gguf_rope.h"
 #include "model/mixed_layers.h"
+#include "model/runtime_rules.h"
 
 namespace cinch {
 namespace {
@@ -146,14 +148,24 @@ class SinkWriter : public ModelWriter {
   }
 
   void write(const std::string& name, const at::Tensor& tensor) override {
-    sink_->write(stored_name(name), bytes_of(name, tensor));
+    if (!is_gguf()) {
+      sink_->write(name, to_bytes(tensor, type_.dtype));
+      return;
+    }
+    const GgufPlacement placement(config_, name, tensor.sizes().vec());
+    const std::vector<at::Tensor> parts = placement.to_parts(tensor);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const GgufPart& part = placement.parts()[i];
+      sink_->write(part.name, to_bytes(parts[i], gguf_info(part).dtype));
+    }
   }
 
   void copy(const std::string& name) override {
     const TensorData data = source_.tensors().read(name);
-    const bool same = data.info.dtype == planned_dtype(name) && !changes_in_gguf(name);
-    if (same) {
-      sink_->write(stored_name(name), data.bytes);
+    const std::vector<TensorInfo> infos = infos_of({name, data.info.shape});
+    const bool changes = is_gguf() && GgufPlacement(config_, name, data.info.shape).changes();
+    if (data.info.dtype == infos.front().dtype && !changes) {
+      sink_->write(infos.front().name, data.bytes);
     } else {
       write(name, to_torch(data, torch_dtype(data.info.dtype)));
     }
@@ -166,14 +178,20 @@ class SinkWriter : public ModelWriter {
 
   const std::map<std::string, std::string>& digests() const override { return sink_->digests(); }
 
-  void commit() override {
+  std::filesystem::path complete() override {
+    if (completed_) return temporary_;
     sink_->commit();
-    if (is_folder()) {
-      for (const auto& [name, content] : source_.side_files()) {
-        if (!std::filesystem::exists(temporary_ / name)) write_text(temporary_ / name, content);
-      }
-      sync_folder(temporary_);
+    completed_ = true;
+    if (!is_folder()) return temporary_;
+    for (const auto& [name, content] : source_.side_files()) {
+      if (!std::filesystem::exists(temporary_ / name)) write_text(temporary_ / name, content);
     }
+    return temporary_;
+  }
+
+  void commit() override {
+    complete();
+    if (is_folder()) sync_folder(temporary_);
     swap_in(temporary_, options_.output);
     committed_ = true;
   }
@@ -194,7 +212,9 @@ class SinkWriter : public ModelWriter {
     }
     sink_ = make_sink();
     std::vector<TensorInfo> infos;
-    for (const WeightSpec& weight : weights) infos.push_back(info_of(weight));
+    for (const WeightSpec& weight : weights) {
+      for (TensorInfo& info : infos_of(weight)) infos.push_back(std::move(info));
+    }
     if (!is_gguf()) {
       sink_->declare(infos);
       return;
@@ -211,8 +231,8 @@ class SinkWriter : public ModelWriter {
   void check_space(const std::vector<WeightSpec>& weights) const {
     uint64_t needed = 0;
     for (const WeightSpec& weight : weights) {
-      const TensorInfo info = info_of(weight);
-      needed += info.stored_as == "Q8_0" ? static_cast<uint64_t>(info.numel()) / 32 * 34 : info.bytes();
+      for (const TensorInfo& info : infos_of(weight))
+        needed += info.stored_as == "Q8_0" ? static_cast<uint64_t>(info.numel()) / 32 * 34 : info.bytes();
     }
     const uint64_t free = free_disk_bytes(options_.output.parent_path());
     if (needed > free) {
@@ -225,51 +245,28 @@ class SinkWriter : public ModelWriter {
   bool is_folder() const { return is_folder_format(options_.format); }
   bool is_gguf() const { return options_.format == "gguf"; }
 
-  std::string stored_name(const std::string& name) const {
-    if (!is_gguf()) return name;
-    const auto mapped = hf_to_gguf_name(name, config_.family);
-    if (!mapped) throw UnsupportedError(fmt::format("tensor \"{}\" has no name in GGUF", name));
-    return *mapped;
+  /// What the file holds of a tensor.
+  std::vector<TensorInfo> infos_of(const WeightSpec& weight) const {
+    if (!is_gguf()) return {{weight.name, type_.dtype, weight.shape, ""}};
+    std::vector<TensorInfo> infos;
+    const GgufPlacement placement(config_, weight.name, weight.shape);
+    for (const GgufPart& part : placement.parts()) infos.push_back(gguf_info(part));
+    return infos;
   }
 
-  bool needs_reordering(const std::string& name) const { return is_gguf() && has_permuted_rows(name, config_.family); }
-  bool needs_one_more(const std::string& name) const {
-    return is_gguf() && stores_one_plus_weight(name, config_.family);
-  }
-  bool changes_in_gguf(const std::string& name) const { return needs_reordering(name) || needs_one_more(name); }
-
-  TensorInfo info_of(const WeightSpec& weight) const {
-    TensorInfo info{stored_name(weight.name), type_.dtype, weight.shape, ""};
-    if (is_gguf()) {
-      // ggml computes with f32 vectors; rows that do not fill blocks stay in f16.
-      if (weight.shape.size() == 1) {
-        info.dtype = Dtype::kF32;
-      } else if (type_.q8_0) {
-        const bool fills = weight.shape.back() % 32 == 0;
-        info.dtype = fills ? Dtype::kF32 : Dtype::kF16;
-        info.stored_as = fills ? "Q8_0" : "";
-      }
+  TensorInfo gguf_info(const GgufPart& part) const {
+    TensorInfo info{part.name, type_.dtype, part.shape, ""};
+    // ggml computes with f32 vectors. Rows of the latent that go through a neutral norm lie far below the others'
+    // (stock_latent.h), which narrow types and quantised blocks would round to nothing.
+    const bool wide = part.shape.size() == 1 || part.name.ends_with("attn_kv_a_mqa.weight");
+    if (wide && (type_.q8_0 || type_.dtype == Dtype::kF16 || part.shape.size() == 1)) {
+      info.dtype = Dtype::kF32;
+    } else if (type_.q8_0) {
+      const bool fills = part.shape.back() % 32 == 0;  // else the rows stay in f16
+      info.dtype = fills ? Dtype::kF32 : Dtype::kF16;
+      info.stored_as = fills ? "Q8_0" : "";
     }
     return info;
-  }
-
-  Dtype planned_dtype(const std::string& name) const {
-    const TensorInfo* stored = source_.tensors().find(name);
-    return info_of({name, stored != nullptr ? stored->shape : std::vector<int64_t>{}}).dtype;
-  }
-
-  std::vector<std::byte> bytes_of(const std::string& name, const at::Tensor& tensor) const {
-    at::Tensor ready = tensor;
-    if (needs_reordering(name)) {
-      const int64_t dim = config_.layers.front().head_dim, heads = tensor.size(0) / dim;
-      const auto rest = tensor.sizes().slice(1).vec();
-      std::vector<int64_t> split = {heads, 2, dim / 2};
-      split.insert(split.end(), rest.begin(), rest.end());
-      ready = tensor.reshape(split).transpose(1, 2).reshape(tensor.sizes());
-    }
-    if (needs_one_more(name)) ready = ready.to(at::kFloat) + 1;
-    const Dtype dtype = info_of({name, tensor.sizes().vec()}).dtype;
-    return to_bytes(ready, dtype);
   }
 
   std::unique_ptr<TensorSink> make_sink() const {
@@ -296,7 +293,7 @@ class SinkWriter : public ModelWriter {
   OutputType type_;
   std::filesystem::path temporary_;
   std::unique_ptr<TensorSink> sink_;
-  bool committed_ = false;
+  bool completed_ = false, committed_ = false;
 };
 
 }  // namespace
@@ -309,6 +306,7 @@ std::unique_ptr<ModelWriter> ModelWriter::create(const ModelConfig& config, cons
                      fmt::format("known: {}", fmt::join(known, ", ")));
   }
   check_holds_layers(config, options.format);
+  if (options.format == "gguf") require_runtime(config, "llama.cpp", options.approximate);
   auto writer = std::make_unique<SinkWriter>(config, source, options);
   writer->start();
   return writer;

@@ -19,7 +19,9 @@ struct ModelWriterOptions {
              // does), hdf5 (native with model.h5), safetensors (one file), gguf (one file)
   std::string dtype;  // "" = as the source; f32, f16, bf16, and q8_0 for gguf
   uint64_t shard_bytes = uint64_t{5} << 30;
-  bool force = false;  // replace an existing output once the new one is complete
+  bool force = false;        // replace an existing output once the new one is complete
+  std::string runtime = {};  // that must load the output, or an export of it; "": none in particular
+  bool approximate = false;  // gguf: leave out what llama.cpp has not, where that is possible (runtime_rules.h)
 };
 
 /// Builds an output under a temporary name beside the target and swaps it in at `commit`. Without commit nothing
@@ -36,6 +38,9 @@ class ModelWriter {
   /// An extra file of the folder (README.md, cinch.json); ignored for single-file formats.
   virtual void write_side_file(const std::string& name, const std::string& content) = 0;
   virtual const std::map<std::string, std::string>& digests() const = 0;  // tensor -> XXH3-128
+  /// Flushes; the whole output is there under the temporary path that it returns, for a last check before `commit`.
+  /// Side files may still follow.
+  virtual std::filesystem::path complete() = 0;
   virtual void commit() = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "convert/converter.h"
@@ -9,6 +10,7 @@
 #include "src/command_list.h"
 #include "src/convert_options.h"
 #include "src/device.h"
+#include "src/export_output.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "src/output_target.h"
@@ -79,17 +81,26 @@ void run(const ConvertFlags& flags) {
                          .statistics = flags.statistics,
                          .device = open_device(flags.device),
                          .bundled_calibration = find_bundled_calibration()};
+  std::optional<ModelWriterOptions> exported;
+  if (!flags.export_to.empty()) exported = export_of_flags(flags);
   const auto model = open_model(flags.model, "MODEL");
   if (flags.dry_run) {
     print_plan(plan_conversion(*model, recipe, options.output));
     return;
   }
   check_output_target(flags.model, flags.out, flags.force);
-  const Json report = convert_model(model, recipe, options).json;
+  if (exported) check_output_target(flags.model, exported->output, flags.force);
+  Json report = convert_model(model, recipe, options).json;
+  std::string text = to_text(report);
+  if (exported) {
+    const ExportReport written = export_converted(flags.out, *exported);
+    report["export"] = written.to_json();
+    text += export_text(exported->output, written);
+  }
   if (json_output()) {
     print_json(report);
   } else {
-    print(to_text(report));
+    print(text);
   }
 }
 

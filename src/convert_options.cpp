@@ -5,17 +5,36 @@
 #include <cstdlib>
 #include <map>
 
-#include "convert/runtime_verdicts.h"
 #include "convert/transform.h"
 #include "core/errors.h"
+#include "model/runtime_rules.h"
 #include "src/usage_errors.h"
 
 namespace cinch {
 namespace {
 
-std::string format_for(const std::string& runtime) {
-  if (runtime == "native") return "hdf5";
-  return runtime == "llama.cpp" ? "gguf" : "hf";
+bool is_latent(const ConvertFlags& flags) { return flags.to == "mla"; }
+
+/// What --for means where it says auto; "native" for cinch alone.
+std::string runtime_of(const ConvertFlags& flags) {
+  if (flags.runtime != "auto") return flags.runtime;
+  if (flags.export_to.ends_with(".gguf")) return "llama.cpp";
+  return is_latent(flags) && flags.export_to.empty() ? "native" : "hf";
+}
+
+/// Latents of a conversion live in a native folder, which `export` turns into what runtimes load.
+std::string format_of(const ConvertFlags& flags) {
+  if (!flags.format.empty()) return flags.format;
+  const std::string runtime = runtime_of(flags);
+  if (runtime == "native" || is_latent(flags)) return "hdf5";
+  return runtime == "llama.cpp" && flags.export_to.empty() ? "gguf" : "hf";
+}
+
+std::string slots_of(const ConvertFlags& flags) {
+  if (flags.slots != "auto") return flags.slots;
+  const std::string runtime = runtime_of(flags);
+  const bool chooses = is_latent(flags) && (flags.method == "auto" || flags.method == "weighted");
+  return !chooses || runtime == "native" || runtime == "hf" ? "shared" : "geometric";
 }
 
 void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
@@ -47,8 +66,8 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
   command.add_option("--rope-dim", flags.recipe.rope_dim, "mla: width of the rotary key")->type_name("INT");
   command
       .add_option("--slots", flags.slots,
-                  "mla: rotary frequencies: shared (one list for all layers, for hf), geometric (one that llama.cpp "
-                  "and vllm can hold too) or own (each layer's best; cinch only)")
+                  "mla: rotary frequencies: shared (one list for all layers, for hf), geometric (one that llama.cpp, "
+                  "vllm and sglang can hold too), own (each layer's best; cinch only) or auto (what --for can hold)")
       ->capture_default_str()
       ->type_name("NAME");
   command.add_option("--method", flags.method, "How the target is found (auto: the target's default):" + methods)
@@ -82,7 +101,9 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
       ->capture_default_str()
       ->type_name("SHARE");
   command
-      .add_option("--lag-context", flags.recipe.lag_context, "Furthest lag weighted (0: 8 x the calibration window)")
+      .add_option(
+          "--lag-context", flags.recipe.lag_context,
+          "Furthest lag weighted (0: 8 x the calibration window, for mla 8192, but at most the model's context)")
       ->capture_default_str()
       ->type_name("INT");
   command
@@ -99,12 +120,16 @@ void add_output_options(CLI::App& command, ConvertFlags& flags) {
   command
       .add_option(
           "--for", flags.runtime,
-          "Runtime that must load the result: hf, vllm, sglang, llama.cpp, or native (cinch only); auto: hf, for mla "
-          "native")
+          "Runtime that must load the result (of mla, its export): hf, vllm, sglang, llama.cpp, or native (cinch "
+          "only); auto: hf, for mla what --export names, else native")
       ->capture_default_str()
       ->type_name("RUNTIME");
   command.add_option("--format", flags.format, "hf, gguf, native, hdf5 or safetensors (default: what --for loads)")
       ->type_name("NAME");
+  command
+      .add_option("--export", flags.export_to,
+                  "When converted, write it for the runtime of --for too: a folder, or a .gguf file for llama.cpp")
+      ->type_name("PATH");
   command.add_option("--dtype", flags.dtype, "Type of the written weights (default: as the source)")
       ->type_name("f32|f16|bf16|q8_0");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
@@ -131,7 +156,7 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags) {
   if (!flags.kv_budget.empty()) recipe.kv_budget = parse_budget(flags.kv_budget);
   recipe.kv_bits = parse_kv_bits(flags.kv_bits);
   recipe.per_layer = parse_per_layer(flags.per_layer);
-  recipe.slots = parse_slots(flags.slots);
+  recipe.slots = parse_slots(slots_of(flags));
   if (!flags.layers.empty()) recipe.layers = parse_layers(flags.layers);
   for (const std::string& file : flags.calibration) {
     try {
@@ -150,20 +175,43 @@ ModelWriterOptions output_of_flags(const ConvertFlags& flags) {
   std::vector<std::string> runtimes = known_runtimes();
   runtimes.insert(runtimes.end(), {"native", "auto"});
   require_choice("--for", flags.runtime, runtimes);
-  const std::string runtime = flags.runtime != "auto" ? flags.runtime : flags.to == "mla" ? "native" : "hf";
-  const std::string format = flags.format.empty() ? format_for(runtime) : flags.format;
+  const std::string runtime = runtime_of(flags), format = format_of(flags);
   require_choice("--format", format, {"hf", "gguf", "native", "hdf5", "safetensors"});
   if (!flags.dtype.empty()) require_choice("--dtype", flags.dtype, {"f32", "f16", "bf16", "q8_0"});
-  if (flags.dtype == "q8_0" && format != "gguf") {
+  // Blocks are for the exported file; what it is made from keeps its type.
+  const bool blocks_later = flags.dtype == "q8_0" && flags.export_to.ends_with(".gguf");
+  if (flags.dtype == "q8_0" && format != "gguf" && !blocks_later) {
     throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", format),
                      "add --format gguf or choose f32, f16, bf16");
   }
-  if (flags.runtime == "llama.cpp" && format != "gguf") {
+  if (flags.runtime == "llama.cpp" && format != "gguf" && flags.export_to.empty() && !is_latent(flags)) {
     throw UsageError(
         fmt::format("--for llama.cpp and --format {} contradict each other: llama.cpp reads gguf files", format),
         "give one of them");
   }
-  return {.output = flags.out, .format = format, .dtype = flags.dtype, .force = flags.force};
+  return {.output = flags.out,
+          .format = format,
+          .dtype = blocks_later ? "" : flags.dtype,
+          .force = flags.force,
+          .runtime = runtime == "native" ? "" : runtime};
+}
+
+ModelWriterOptions export_of_flags(const ConvertFlags& flags) {
+  const std::string runtime = runtime_of(flags);
+  if (runtime == "native") {
+    throw UsageError("--export and --for native contradict each other: cinch reads OUT itself",
+                     "leave one of them out");
+  }
+  const bool gguf = runtime == "llama.cpp";
+  if (gguf != flags.export_to.ends_with(".gguf")) {
+    throw UsageError(fmt::format("--export {} and --for {} contradict each other", flags.export_to, runtime),
+                     "llama.cpp loads .gguf files, the others folders");
+  }
+  return {.output = flags.export_to,
+          .format = gguf ? "gguf" : "hf",
+          .dtype = flags.dtype,
+          .force = flags.force,
+          .runtime = runtime};
 }
 
 std::filesystem::path find_bundled_calibration() {

@@ -14,9 +14,10 @@ namespace cinch {
 
 struct ConvertFlags {
   std::string model, out;
-  std::string to, method = "auto", kv_budget, kv_bits = "16", per_layer = "uniform", slots = "shared";
+  std::string to, method = "auto", kv_budget, kv_bits = "16", per_layer = "uniform", slots = "auto";
   std::string statistics, layers;
   std::string runtime = "auto", format, device = "cpu";
+  std::string export_to;
   std::vector<std::string> calibration;
   ConversionRecipe recipe;  // fields without a spelling of their own are bound to it directly
   bool refit = false;       // read only when given
@@ -34,6 +35,8 @@ ConversionRecipe recipe_of_flags(const ConvertFlags& flags);
 /// hdf5). "auto" is hf, and native for latents, which no stock class of the source's family holds. Throws UsageError
 /// when the two contradict each other.
 ModelWriterOptions output_of_flags(const ConvertFlags& flags);
+/// Of the export that follows the conversion.
+ModelWriterOptions export_of_flags(const ConvertFlags& flags);
 
 /// The folder of the bundled calibration mixture: $CINCH_DATA/calibration, <program>/../share/cinch/calibration, or
 /// examples/calibration of a source tree that the program was built in. Empty when there is none.

@@ -1,13 +1,13 @@
-#include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <cctype>
 #include <chrono>
+#include <map>
 #include <memory>
 
 #include "core/errors.h"
-#include "core/progress.h"
-#include "model/model_writer.h"
 #include "src/command_list.h"
+#include "src/export_output.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "src/output_target.h"
@@ -18,53 +18,58 @@ namespace {
 
 struct ExportFlags {
   std::string model;
-  ModelWriterOptions writer{.output = {}, .format = "", .dtype = "", .force = false};
+  ExportOptions options{.writer = {.output = {}, .format = "", .dtype = "", .force = false}, .provenance = {}};
+  std::string shard_size = "5GB";
 };
 
-void check(const ExportFlags& flags) {
-  require_choice("--format", flags.writer.format, {"hf", "gguf", "native", "hdf5", "safetensors"});
-  const std::string& dtype = flags.writer.dtype;
-  if (!dtype.empty()) require_choice("--dtype", dtype, {"f32", "f16", "bf16", "q8_0"});
-  if (dtype == "q8_0" && flags.writer.format != "gguf") {
-    throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", flags.writer.format),
+/// "5GB", "500MB": decimal, as Hugging Face counts.
+uint64_t parse_bytes(const std::string& text) {
+  static const std::map<std::string, uint64_t> units = {
+      {"KB", 1000}, {"MB", 1000000}, {"GB", 1000000000}, {"TB", 1000000000000}};
+  size_t end = 0;
+  while (end < text.size() && std::isdigit(static_cast<unsigned char>(text[end])) != 0) ++end;
+  const auto unit = units.find(text.substr(end));
+  if (end == 0 || end > 6 || unit == units.end() || std::stoull(text.substr(0, end)) == 0) {
+    throw UsageError(fmt::format("--shard-size: \"{}\" is not a size", text), "for example 5GB or 500MB");
+  }
+  return std::stoull(text.substr(0, end)) * unit->second;
+}
+
+void check(ExportFlags& flags) {
+  ModelWriterOptions& writer = flags.options.writer;
+  if (!writer.runtime.empty()) require_choice("--runtime", writer.runtime, known_runtimes());
+  if (writer.format.empty()) {
+    if (writer.runtime.empty()) {
+      throw UsageError(
+          "--format is missing: say what to write",
+          "for example --format gguf, or --runtime vllm for what that runtime reads; see `cinch export --help`");
+    }
+    writer.format = writer.runtime == "llama.cpp" ? "gguf" : "hf";
+  }
+  require_choice("--format", writer.format, {"hf", "gguf", "native", "hdf5", "safetensors"});
+  if (!writer.dtype.empty()) require_choice("--dtype", writer.dtype, {"f32", "f16", "bf16", "q8_0"});
+  if (writer.dtype == "q8_0" && writer.format != "gguf") {
+    throw UsageError(fmt::format("--dtype q8_0 exists only in gguf files, not in {}", writer.format),
                      "add --format gguf or choose f32, f16, bf16");
   }
+  if (flags.options.pad_rank < 0) throw UsageError(fmt::format("--pad-rank {}: is negative", flags.options.pad_rank));
+  writer.shard_bytes = parse_bytes(flags.shard_size);
 }
 
-Json provenance(const ExportFlags& flags, const ModelSource& model, const std::map<std::string, std::string>& digests) {
-  return {{"cinch", CINCH_VERSION},        {"command", "export"},         {"source", model.path().filename().string()},
-          {"format", flags.writer.format}, {"dtype", flags.writer.dtype}, {"digests", digests}};
-}
-
-void run(const ExportFlags& flags) {
+void run(ExportFlags& flags) {
   check(flags);
   const auto start = std::chrono::steady_clock::now();
-  const c10::InferenceMode inference;
+  const ModelWriterOptions& writer = flags.options.writer;
   const auto model = open_model(flags.model, "MODEL");
-  check_output_target(flags.model, flags.writer.output, flags.writer.force);
-  const auto weights = model->family().weights(model->config());
-  const auto writer = ModelWriter::create(model->config(), *model, flags.writer);
-  Progress progress({.phase = "export", .unit = "tensors", .total = weights.size()});
-  for (const WeightSpec& weight : weights) {
-    check_interrupt();
-    writer->copy(weight.name);
-    model->tensors().release(weight.name);
-    progress.advance();
-  }
-  progress.finish();
-  writer->write_side_file(
-      "cinch.json",
-      provenance(flags, *model, writer->digests()).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
-  writer->commit();
+  check_output_target(flags.model, writer.output, writer.force);
+  const ExportReport report = export_with_provenance(model, flags.options);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (json_output()) {
-    print_json({{"output", flags.writer.output.string()},
-                {"format", flags.writer.format},
-                {"tensors", weights.size()},
-                {"seconds", seconds}});
+    Json json = {{"output", writer.output.string()}, {"format", writer.format}, {"seconds", seconds}};
+    json.update(report.to_json());
+    print_json(json);
   } else {
-    print(fmt::format("{}: {} tensors as {} in {:.1f} s\n", flags.writer.output.string(), weights.size(),
-                      flags.writer.format, seconds));
+    print(export_text(writer.output, report));
   }
 }
 
@@ -73,22 +78,35 @@ void run(const ExportFlags& flags) {
 Command export_command() {
   return {"export", [](CLI::App& app) {
             auto flags = std::make_shared<ExportFlags>();
-            CLI::App* command =
-                app.add_subcommand("export", "Write a model in another file format, with the same function");
+            CLI::App* command = app.add_subcommand(
+                "export", "Write a model for a runtime, or in another file format, with the same function");
             command->add_option("MODEL", flags->model, "Hugging Face folder, cinch folder or .gguf file")
                 ->required()
                 ->type_name("PATH");
             command
-                ->add_option("OUT", flags->writer.output,
+                ->add_option("OUT", flags->options.writer.output,
                              "Folder (hf, native, hdf5) or file (gguf, safetensors) to write")
                 ->required()
                 ->type_name("PATH");
-            command->add_option("--format", flags->writer.format, "Target form")
-                ->required()
+            command->add_option("--format", flags->options.writer.format, "Target form (default: what --runtime reads)")
                 ->type_name("hf|gguf|native|hdf5|safetensors");
-            command->add_option("--dtype", flags->writer.dtype, "Type of the weights (default: as the source)")
+            command
+                ->add_option("--runtime", flags->options.writer.runtime,
+                             "Runtime that must compute the same from it (default: what reads the format)")
+                ->type_name("hf|vllm|sglang|llama.cpp");
+            command->add_flag("--allow-approximate", flags->options.writer.approximate,
+                              "Leave out what the runtime has not, where that is possible, and measure the error");
+            command
+                ->add_option("--pad-rank", flags->options.pad_rank,
+                             "Zero-pad a latent to this many numbers, for runtimes with fixed sizes")
+                ->type_name("INT");
+            command->add_option("--shard-size", flags->shard_size, "hf, native: most bytes of one safetensors file")
+                ->capture_default_str()
+                ->type_name("SIZE");
+            command->add_option("--dtype", flags->options.writer.dtype, "Type of the weights (default: as the source)")
                 ->type_name("f32|f16|bf16|q8_0");
-            command->add_flag("--force", flags->writer.force, "Replace an existing OUT once the new one is complete");
+            command->add_flag("--force", flags->options.writer.force,
+                              "Replace an existing OUT once the new one is complete");
             command->callback([flags] { run(*flags); });
           }};
 }

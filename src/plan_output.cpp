@@ -56,6 +56,7 @@ std::string plan_text(const ConversionPlan& plan) {
                       human_bytes(static_cast<uint64_t>(plan.disk_bytes)), seconds_text(plan.seconds_estimate));
   for (const RuntimeVerdict& verdict : plan.runtimes) {
     text += fmt::format("{:<10} {:<12} {}\n", verdict.name, verdict.loads ? "loads" : "cannot load", verdict.reason);
+    if (!verdict.way_out.empty()) text += fmt::format("{:<23} [{}] {}\n", "", verdict.rule, verdict.way_out);
   }
   for (const std::string& warning : plan.warnings) text += fmt::format("Note: {}\n", warning);
   return text;

@@ -8,8 +8,10 @@
 #include "core/errors.h"
 #include "core/progress.h"
 #include "model/model_source.h"
+#include "model/runtime_rules.h"
 #include "src/command_list.h"
 #include "src/output.h"
+#include "src/usage_errors.h"
 
 namespace cinch {
 namespace {
@@ -79,19 +81,38 @@ Findings check_all(const fs::path& path) {
   return findings;
 }
 
-void run(const std::string& path) {
+struct VerifyFlags {
+  std::string path, runtime;
+};
+
+/// What the runtime makes of the model; throws UnsupportedError when another one.
+std::string runtime_sentence(const VerifyFlags& flags) {
+  if (flags.runtime.empty()) return {};
+  require_choice("--runtime", flags.runtime, known_runtimes());
+  const ModelConfig config = ModelSource::open(flags.path)->config();
+  require_runtime(config, flags.runtime, /*approximate=*/false);
+  for (const RuntimeVerdict& verdict : runtime_verdicts(config)) {
+    if (verdict.name == flags.runtime) return fmt::format("{} computes it: {}\n", flags.runtime, verdict.reason);
+  }
+  return {};
+}
+
+void run(const VerifyFlags& flags) {
+  const std::string& path = flags.path;
   const c10::InferenceMode inference;
   std::error_code error;
   if (!fs::exists(path, error)) {
     throw UsageError(fmt::format("PATH: no such file or folder: {}", path),
                      "give a model folder, or a .gguf, .safetensors or .h5 file");
   }
+  const std::string runtime = runtime_sentence(flags);
   const Findings findings = check_all(path);
   if (json_output()) {
     print_json({{"path", path},
                 {"ok", findings.faults.empty()},
                 {"tensors", findings.tensors},
                 {"digests_compared", findings.compared},
+                {"runtime", flags.runtime.empty() ? Json(nullptr) : Json(flags.runtime)},
                 {"faults", findings.faults}});
   }
   if (!findings.faults.empty()) {
@@ -103,21 +124,25 @@ void run(const std::string& path) {
     print(fmt::format(
         "{}: {} tensors read, structure and shapes right, all numbers finite, {}\n", path, findings.tensors,
         findings.compared > 0 ? fmt::format("{} digests equal", findings.compared) : "no digests recorded"));
+    print(runtime);
   }
 }
 
 }  // namespace
 
 Command verify_command() {
-  return {"verify", [](CLI::App& app) {
-            auto path = std::make_shared<std::string>();
-            CLI::App* command = app.add_subcommand(
-                "verify", "Check every tensor of a model or tensor file against its recorded digest");
-            command->add_option("PATH", *path, "Model folder, .gguf, .safetensors or .h5 file")
-                ->required()
-                ->type_name("PATH");
-            command->callback([path] { run(*path); });
-          }};
+  return {
+      "verify", [](CLI::App& app) {
+        auto flags = std::make_shared<VerifyFlags>();
+        CLI::App* command =
+            app.add_subcommand("verify", "Check every tensor of a model or tensor file against its recorded digest");
+        command->add_option("PATH", flags->path, "Model folder, .gguf, .safetensors or .h5 file")
+            ->required()
+            ->type_name("PATH");
+        command->add_option("--runtime", flags->runtime, "Check too that this runtime computes the model's function")
+            ->type_name("hf|vllm|sglang|llama.cpp");
+        command->callback([flags] { run(*flags); });
+      }};
 }
 
 }  // namespace cinch

@@ -9,6 +9,6 @@ namespace cinch {
 std::vector<WeightSpec> latent_weight_specs(const AttentionSpec& spec, const std::string& prefix);
 LatentWeights read_latent(const AttentionSpec& spec, const std::string& prefix, const TensorReader& read);
 /// Undefined tensors are left out.
-NamedTensors latent_tensors(const std::string& prefix, const LatentWeights& weights);
+NamedTensors latent_tensors(const AttentionSpec& spec, const std::string& prefix, const LatentWeights& weights);
 
 }  // namespace cinch

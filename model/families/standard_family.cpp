@@ -12,16 +12,7 @@
 namespace cinch {
 namespace {
 
-// Far above every real model: products of sizes stay far from overflow, and lists of layers small.
-constexpr int64_t kMostOfAnything = int64_t{1} << 26;
 constexpr int64_t kMostLayers = 100000;
-
-int64_t positive(const JsonObject& config, const char* key, int64_t limit = kMostOfAnything) {
-  const int64_t value = config.integer(key);
-  if (value <= 0 || value > limit)
-    throw ConfigError(fmt::format("{}: {} is not between 1 and {}", config.where(key), value, limit));
-  return value;
-}
 
 void require_divides(const JsonObject& config, const char* what, int64_t whole, int64_t part) {
   if (whole % part != 0)
@@ -46,14 +37,14 @@ Activation parse_activation(const JsonObject& config, const FamilyDefaults& stan
 AttentionSpec parse_attention(const JsonObject& json, const ModelConfig& config, const FamilyDefaults& standard) {
   AttentionSpec spec;
   spec.hidden_size = config.hidden_size;
-  spec.n_heads = positive(json, "num_attention_heads");
+  spec.n_heads = json.size("num_attention_heads");
   const bool kv_default = !json.json().contains("num_key_value_heads") && standard.n_kv_heads > 0;
-  spec.n_kv_heads = json.has("num_key_value_heads") ? positive(json, "num_key_value_heads")
+  spec.n_kv_heads = json.has("num_key_value_heads") ? json.size("num_key_value_heads")
                     : kv_default                    ? standard.n_kv_heads
                                                     : spec.n_heads;
   require_divides(json, "num_key_value_heads", spec.n_heads, spec.n_kv_heads);
   if (json.has("head_dim")) {
-    spec.head_dim = positive(json, "head_dim");
+    spec.head_dim = json.size("head_dim");
   } else if (standard.head_dim > 0) {
     spec.head_dim = standard.head_dim;
   } else if (config.hidden_size % spec.n_heads == 0) {
@@ -149,12 +140,12 @@ ModelConfig StandardFamily::parse(const JsonObject& json) const {
   config.family = name();
   config.source = json.json();
   config.architecture = architecture();
-  config.hidden_size = positive(json, "hidden_size");
-  config.n_layers = positive(json, "num_hidden_layers", kMostLayers);
-  config.intermediate_size = positive(json, "intermediate_size");
-  config.vocab_size = positive(json, "vocab_size");
-  config.max_position_embeddings = json.has("max_position_embeddings") ? positive(json, "max_position_embeddings")
-                                                                       : standard.max_position_embeddings;
+  config.hidden_size = json.size("hidden_size");
+  config.n_layers = json.size("num_hidden_layers", 1, kMostLayers);
+  config.intermediate_size = json.size("intermediate_size");
+  config.vocab_size = json.size("vocab_size");
+  config.max_position_embeddings =
+      json.has("max_position_embeddings") ? json.size("max_position_embeddings") : standard.max_position_embeddings;
   config.rms_norm_eps = json.number_or("rms_norm_eps", standard.rms_norm_eps);
   if (!(config.rms_norm_eps >= 0))
     throw ConfigError(fmt::format("{}: {} is negative", json.where("rms_norm_eps"), config.rms_norm_eps));
@@ -164,7 +155,7 @@ ModelConfig StandardFamily::parse(const JsonObject& json) const {
   config.layers.assign(static_cast<size_t>(config.n_layers), parse_attention(json, config, standard));
   specialise(json, config);
   // Impossible numbers are found here, not in the middle of a conversion.
-  const Rope rope(config.layers.front().rope);
+  if (config.layers.front().rope.rotary_dim > 0) const Rope rope(config.layers.front().rope);
   return config;
 }
 
@@ -287,10 +278,12 @@ void StandardFamily::read_mlp_and_norms(const ModelConfig& config, const std::st
   w.post_attention_norm = read(prefix + "post_attention_layernorm.weight");
 }
 
-NamedTensors StandardFamily::attention_tensors(const ModelConfig&, int64_t layer,
+NamedTensors StandardFamily::attention_tensors(const ModelConfig& config, int64_t layer,
                                                const AttentionWeights& weights) const {
   const std::string prefix = layer_prefix(layer);
-  if (const auto* latent = std::get_if<LatentWeights>(&weights)) return latent_tensors(prefix, *latent);
+  if (const auto* latent = std::get_if<LatentWeights>(&weights)) {
+    return latent_tensors(config.layers.at(static_cast<size_t>(layer)), prefix, *latent);
+  }
   return grouped_query_tensors(prefix, std::get<GroupedQueryWeights>(weights));
 }
 

@@ -60,5 +60,6 @@ const ModelFamily& qwen2_family();
 const ModelFamily& qwen3_family();
 const ModelFamily& gemma2_family();
 const ModelFamily& phi3_family();
+const ModelFamily& deepseek_v3_family();
 
 }  // namespace cinch

@@ -103,7 +103,7 @@ TEST(PlanConversion, LatentLayersStayAsTheyAre) {
   EXPECT_EQ(plan.to_json()["target"]["layers"][1]["kind"], "latent");
   for (const RuntimeVerdict& verdict : plan.runtimes) {
     EXPECT_FALSE(verdict.loads) << verdict.name;
-    EXPECT_EQ(verdict.rule, "latent-attention");
+    EXPECT_EQ(verdict.rule, "stock/one-kind");
   }
 }
 

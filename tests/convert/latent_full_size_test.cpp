@@ -55,7 +55,7 @@ TEST_P(LatentFullSize, LogitsAreTheSources) { EXPECT_LT(full_size_difference(Gol
 
 std::vector<GoldenCase> cases_without_key_scales() {
   std::vector<GoldenCase> cases = golden_cases();
-  std::erase_if(cases, [](const GoldenCase& c) { return c.name == "qwen3"; });
+  std::erase_if(cases, [](const GoldenCase& c) { return c.name == "qwen3" || c.name.starts_with("deepseek"); });
   return cases;
 }
 

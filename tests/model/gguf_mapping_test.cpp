@@ -26,6 +26,7 @@ ModelConfig for_gguf(const ModelSource& source) {
   ModelConfig config = source.config();
   for (AttentionSpec& spec : config.layers) {
     if (config.family != "gemma2") spec.window = 0;
+    spec.latent_norm_eps = config.rms_norm_eps;  // deepseek2 has one epsilon
   }
   return config;
 }
@@ -55,8 +56,8 @@ TEST_P(GgufRoundTrip, KeepsTheFunction) {
 
 INSTANTIATE_TEST_SUITE_P(Families, GgufRoundTrip,
                          testing::Values("llama_mha", "llama_gqa", "llama_bias", "llama_wide_heads", "mistral", "qwen2",
-                                         "qwen3", "phi3_long", "phi3_short", "rope/linear", "rope/yarn", "rope/llama3",
-                                         "rope/longrope_attention_factor"),
+                                         "qwen3", "deepseek_v2", "phi3_long", "phi3_short", "rope/linear", "rope/yarn",
+                                         "rope/llama3", "rope/longrope_attention_factor"),
                          [](const auto& param_info) {
                            std::string name = param_info.param;
                            std::replace(name.begin(), name.end(), '/', '_');
@@ -66,8 +67,6 @@ INSTANTIATE_TEST_SUITE_P(Families, GgufRoundTrip,
 TEST(GgufMapping, GemmaStoresOnePlusWeight) {
   const auto source = GoldenModel({"gemma2"}).open();
   ModelConfig config = source->config();
-  EXPECT_THROW(gguf_metadata_of(config, nullptr, 0, ""),
-               UnsupportedError);  // query_pre_attn_scalar 24 with heads of 16
   for (AttentionSpec& spec : config.layers) spec.scale = 0.25;
   TempFolder folder;
   const auto copy = through_gguf(*source, config, folder / "model.gguf", "f32");
@@ -114,13 +113,58 @@ TEST(GgufMapping, QuantisedTypesAndVectors) {
   EXPECT_LT((a - b).abs().max().item<double>() / b.abs().max().item<double>(), 1.0 / 127);
 }
 
+// Files from before llama.cpp cached the latent hold its up-projection whole.
+TEST(GgufMapping, ReadsOldFilesOfLatentModels) {
+  const auto source = GoldenModel({"deepseek_v2"}).open();
+  const TempFolder folder;
+  through_gguf(*source, for_gguf(*source), folder / "new.gguf", "f32");
+  const auto file = GgufSource::open(folder / "new.gguf");
+  const AttentionSpec& spec = source->config().layers[0];
+  GgufMetadata metadata;
+  for (const auto& [key, value] : file->gguf_metadata()) {
+    if (key.ends_with("_length_mla")) continue;
+    const auto size = [&](int64_t number) { return GgufValue::u32(static_cast<uint32_t>(number)); };
+    metadata.emplace_back(key, key.ends_with("attention.key_length")
+                                   ? size(spec.qk_nope_head_dim + spec.qk_rope_head_dim)
+                               : key.ends_with("attention.value_length") ? size(spec.v_head_dim)
+                                                                         : value);
+  }
+  std::vector<TensorInfo> infos;
+  std::map<std::string, std::vector<std::byte>> data;
+  for (const TensorInfo& info : file->tensors()) {
+    if (info.name.ends_with("attn_v_b.weight")) continue;
+    TensorInfo kept = info;
+    const TensorData stored = file->read(info.name);
+    std::vector<std::byte> bytes(stored.bytes.begin(), stored.bytes.end());
+    if (info.name.ends_with("attn_k_b.weight")) {
+      const std::string layer = info.name.substr(4, info.name.find('.', 4) - 4);
+      const at::Tensor whole = source->tensor("model.layers." + layer + ".self_attn.kv_b_proj.weight", at::kFloat);
+      kept.name = "blk." + layer + ".attn_kv_b.weight";
+      kept.shape = whole.sizes().vec();
+      bytes = to_bytes(whole, Dtype::kF32);
+    }
+    data[kept.name] = std::move(bytes);
+    infos.push_back(std::move(kept));
+  }
+  const auto sink = create_gguf_sink(folder / "old.gguf", std::move(metadata));
+  sink->declare(infos);
+  for (const auto& [name, bytes] : data) sink->write(name, bytes);
+  sink->commit();
+  const at::Tensor ids = at::arange(1, 20, at::kLong).unsqueeze(0);
+  const auto forward = [&](const char* name) {
+    return DecoderModel(ModelSource::open(folder / name), at::kFloat).forward(ids);
+  };
+  EXPECT_LT(relative_difference(forward("old.gguf"), forward("new.gguf")), 1e-6);
+}
+
 TEST(GgufMapping, RefusesOtherFunctions) {
-  const auto mistral = GoldenModel({"mistral"}).open();
-  EXPECT_THROW(gguf_metadata_of(mistral->config(), nullptr, 0, ""), UnsupportedError);  // window of 7, context of 64
-  const auto dynamic = GoldenModel({"rope/dynamic"}).open();
-  EXPECT_THROW(gguf_metadata_of(dynamic->config(), nullptr, 0, ""), UnsupportedError);
-  const auto betas = GoldenModel({"rope/yarn_mscale"}).open();
-  EXPECT_THROW(gguf_metadata_of(betas->config(), nullptr, 0, ""), UnsupportedError);
+  const TempFolder folder;
+  for (const char* name : {"mistral", "rope/dynamic", "rope/yarn_mscale", "gemma2"}) {
+    const auto source = GoldenModel({name}).open();
+    const ModelWriterOptions options{.output = folder / "model.gguf", .format = "gguf"};
+    EXPECT_THROW(ModelWriter::create(source->config(), *source, options), UnsupportedError) << name;
+    EXPECT_TRUE(std::filesystem::is_empty(folder.path())) << name;
+  }
 }
 
 // Llama-3.1's real parameters come back as llama3, any other divisors as longrope with the same frequencies.

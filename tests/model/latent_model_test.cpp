@@ -111,7 +111,7 @@ TEST_P(LatentFamily, CachedForwardAndGenerationEqualFullForwards) {
   EXPECT_EQ(result.kv_bytes_per_token, 8 * model.config().kv_elements());
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, LatentFamily, testing::ValuesIn(golden_families()),
+INSTANTIATE_TEST_SUITE_P(Families, LatentFamily, testing::ValuesIn(grouped_golden_families()),
                          [](const auto& test) { return test.param.name; });
 
 TEST(LatentModel, StockFormatsRefuse) {

@@ -38,7 +38,7 @@ TEST_P(ExportFormat, KeepsTheFunctionAndRefusesToReplace) {
 INSTANTIATE_TEST_SUITE_P(Formats, ExportFormat, testing::Values("hf", "gguf", "native", "hdf5", "safetensors"),
                          [](const auto& test) { return test.param; });
 
-TEST(ExportCommand, LatentModelsGoIntoNativeFoldersOnly) {
+TEST(ExportCommand, MixedLayersGoIntoNativeFoldersOnly) {
   const auto source = ModelSource::open(stories_model());
   const TempFolder folder;
   const std::string in = (folder / "in").string(), out = (folder / "out").string();

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM,
+from transformers import (AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config,
+                          DeepseekV3ForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM,
                           MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM,
                           Qwen3Config, Qwen3ForCausalLM)
 
@@ -67,7 +68,8 @@ def config_dict(config, name):
 KEPT = set("""architectures model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act
 hidden_activation max_position_embeddings original_max_position_embeddings rms_norm_eps rope_theta rope_scaling tie_word_embeddings attention_bias mlp_bias
 sliding_window use_sliding_window max_window_layers layer_types query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping
-partial_rotary_factor bos_token_id eos_token_id torch_dtype""".split())
+partial_rotary_factor bos_token_id eos_token_id torch_dtype
+q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim first_k_dense_replace n_routed_experts rope_interleave""".split())
 
 
 def make(name, cls, config, seed, tokens=TOKENS):
@@ -135,6 +137,15 @@ def make_families():
     longrope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7], "long_factor": [1.0, 2.0, 3.0, 5.0, 7.0, 11.0]}
     make("phi3_long", Phi3ForCausalLM, Phi3Config(**phi, rope_scaling=dict(longrope)), 90)
     make("phi3_short", Phi3ForCausalLM, Phi3Config(**dict(phi, num_key_value_heads=1), rope_scaling=dict(longrope), sliding_window=11), 100, 16)
+    dense = dict(SMALL, hidden_size=48, intermediate_size=56, num_attention_heads=6, num_key_value_heads=6, kv_lora_rank=20, qk_nope_head_dim=7,
+                 qk_rope_head_dim=8, v_head_dim=9, first_k_dense_replace=2, n_routed_experts=8, max_position_embeddings=64, rms_norm_eps=1e-5)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 0.7, "mscale_all_dim": 1.3}
+    make("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config(**dense, q_lora_rank=None, rope_scaling=dict(yarn)), 110)
+    longrope = {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": 64,
+                "short_factor": [1.0, 0.5, 0.5, 7.0], "long_factor": [1.0, 0.5, 0.5, 7.0]}
+    make("deepseek_v3_narrow", DeepseekV3ForCausalLM, DeepseekV3Config(**dict(dense, qk_nope_head_dim=16), q_lora_rank=18, attention_bias=True,
+         rope_scaling=dict(longrope)), 120)
+    make("deepseek_v2", DeepseekV2ForCausalLM, DeepseekV2Config(**dict(dense, qk_nope_head_dim=6), q_lora_rank=18, rope_theta=100.0), 130)
     make_rope_cases(state)
 
 
