@@ -19,6 +19,9 @@ namespace {
 // Exponents of two, which no type rounds. The error of the neutral norm is mean(c^2) 2^-(2k+1) for a weight 2^k.
 constexpr int kNormExponent = 20;
 constexpr int kSplitNormExponent = 5, kSplitInputExponent = -8;  // fp16 has 5 bits of exponent
+// Root mean square that latents get then: smaller ones lose digits below fp16's normal range, larger ones feel the
+// norm.
+constexpr double kSplitLatentRms = 1.0;
 
 at::Tensor fp64(const at::Tensor& x) { return x.to(at::kDouble); }
 
@@ -49,11 +52,12 @@ void check_uniform(const ModelConfig& config) {
 
 /// What scales which weights; all powers of two but the latent's and the residual stream's.
 struct Scales {
-  double query = 1;     // of the queries: the class divides scores by sqrt(Dn + Dr)
-  double latent = 1;    // of the latent's rows
-  double norm = 1;      // weight of the latent's norm: latent * norm / sqrt(eps) = 1
-  double input = 1;     // of the attention's input norm
-  double residual = 1;  // of everything that enters the residual stream
+  double query = 1;            // of the queries: the class divides scores by sqrt(Dn + Dr)
+  double latent = 1;           // of the latent's rows
+  double norm = 1;             // weight of the latent's norm: latent * norm / sqrt(eps) = 1
+  double input = 1;            // of the attention's input norm
+  double residual = 1;         // of everything that enters the residual stream
+  bool evens_latents = false;  // each layer's latent gets one size
 };
 
 Json stock_config(const ModelConfig& config, const StockLatentOptions& options, int64_t rank, int64_t nope) {
@@ -176,24 +180,46 @@ class StockTensors : public TensorSource {
     if (name == "mlp.down_proj.weight") return fp64(w.mlp.down_proj) * scales_.residual;
     if (name == "input_layernorm.weight") return fp64(w.input_norm) * scales_.input;
     if (name == "post_attention_layernorm.weight") return fp64(w.post_attention_norm);
-    return attention_tensor(source_.config().layers.at(static_cast<size_t>(layer)),
-                            std::get<LatentWeights>(w.attention), name.substr(std::string("self_attn.").size()));
+    return attention_tensor(source_.config().layers.at(static_cast<size_t>(layer)), w,
+                            name.substr(std::string("self_attn.").size()));
   }
 
-  at::Tensor attention_tensor(const AttentionSpec& from, const LatentWeights& w, const std::string& name) const {
+  at::Tensor attention_tensor(const AttentionSpec& from, const LayerWeights& layer, const std::string& name) const {
+    const auto& w = std::get<LatentWeights>(layer.attention);
     const AttentionSpec& to = config_.layers.front();
     const int64_t r = from.kv_lora_rank, dn = from.qk_nope_head_dim, dr = from.qk_rope_head_dim;
     if (name == "q_proj.weight") return per_head(w.q_proj, dn, to.qk_nope_head_dim) * (scales_.query / scales_.input);
     if (name == "kv_a_proj_with_mqa.weight") {
       const at::Tensor rows = fp64(w.kv_a_proj) / scales_.input;
-      return at::cat({padded(rows.slice(0, 0, r) * scales_.latent, 0, to.kv_lora_rank), rows.slice(0, r, r + dr)}, 0);
+      const at::Tensor latent = rows.slice(0, 0, r) * (scales_.latent * size_of_latent(layer).down);
+      return at::cat({padded(latent, 0, to.kv_lora_rank), rows.slice(0, r, r + dr)}, 0);
     }
     if (name == "kv_a_layernorm.weight") return at::full({to.kv_lora_rank}, scales_.norm, at::kDouble);
-    if (name == "kv_b_proj.weight") return padded(per_head(w.kv_b_proj, dn, to.qk_nope_head_dim), 1, to.kv_lora_rank);
+    if (name == "kv_b_proj.weight") {
+      const at::Tensor rows = per_head(w.kv_b_proj, dn, to.qk_nope_head_dim) * size_of_latent(layer).up;
+      return padded(rows, 1, to.kv_lora_rank);
+    }
     if (name == "o_proj.weight") return fp64(w.o_proj) * scales_.residual;
     if (name == "kv_a_proj_with_mqa.bias") return key_bias(w, to);
     if (name == "o_proj.bias") return output_bias(from, w) * scales_.residual;
     throw UnsupportedError(fmt::format("the stock class has no tensor {}", name));
+  }
+
+  struct LatentSize {
+    double down = 1, up = 1;  // factors on the latent's rows and on what reads it
+  };
+  /// As if the normalised input were white, which is right to some ten percent. `up` also makes up for what the norm
+  /// then takes from the mean latent.
+  LatentSize size_of_latent(const LayerWeights& layer) const {
+    if (!scales_.evens_latents) return {};
+    const auto& w = std::get<LatentWeights>(layer.attention);
+    const AttentionSpec& to = config_.layers.front();
+    const at::Tensor rows = fp64(w.kv_a_proj.slice(0, 0, w.kv_a_proj.size(0) - to.qk_rope_head_dim));
+    const double power = (rows * fp64(layer.input_norm)).square().sum().item<double>();
+    if (!(power > 0)) return {};
+    const double rms = std::sqrt(power / static_cast<double>(to.kv_lora_rank));
+    const double down = std::exp2(std::round(std::log2(kSplitLatentRms / rms)));
+    return {down, std::hypot(1.0, rms * down / scales_.norm) / down};
   }
 
   /// Rows (H*(Dn+n), ..) with the first Dn of each head padded to `nope`.
@@ -250,7 +276,10 @@ class StockLatentView : public ModelView {
     scales.query = spec.scale / to.scale;
     scales.norm = std::ldexp(1.0, options.split_scale ? kSplitNormExponent : kNormExponent);
     scales.latent = std::sqrt(options.latent_norm_eps) / scales.norm;
-    if (options.split_scale) scales.input = std::ldexp(1.0, kSplitInputExponent);
+    if (options.split_scale) {
+      scales.input = std::ldexp(1.0, kSplitInputExponent);
+      scales.evens_latents = true;
+    }
     if (options.rms_norm_eps > 0) scales.residual = std::sqrt(options.rms_norm_eps / from.rms_norm_eps);
     tensors_ = std::make_unique<StockTensors>(*inner_, config_, deepseek_v3_family(), scales);
   }
