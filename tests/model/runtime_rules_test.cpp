@@ -12,6 +12,7 @@
 #include <set>
 
 #include "core/errors.h"
+#include "core/files.h"
 #include "tests/model/golden.h"
 #include "tests/model/latent_model.h"
 
@@ -188,6 +189,16 @@ TEST(RuntimeRules, FactsNameWhereTheyComeFrom) {
     EXPECT_THAT(rule.checked, testing::AnyOf(testing::HasSubstr("run"), testing::HasSubstr("read"))) << rule.id;
     const std::string runtime = rule.runtime;
     EXPECT_THAT(rule.id, testing::StartsWith(runtime.empty() ? "stock/" : runtime + "/"));
+  }
+}
+
+TEST(RuntimeRules, EveryRuleIsInTheDocumentation) {
+  const std::string text = read_text(repo_file("docs/export.md"));
+  for (const RuntimeRule& rule : runtime_rules()) {
+    const size_t found = text.find("`" + std::string(rule.id) + "`");
+    ASSERT_NE(found, std::string::npos) << rule.id;
+    const std::string row = text.substr(found, text.find(" | ", found) - found);
+    EXPECT_EQ(row.ends_with(" *"), rule.approximable) << rule.id;
   }
 }
 
