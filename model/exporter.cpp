@@ -135,6 +135,16 @@ Json rule_list(const std::vector<BrokenRule>& rules) {
   return list;
 }
 
+/// The model is published by then: what is printed too must not make it fail.
+void keep_beside(std::filesystem::path output, const std::string& verification) {
+  output += ".verification.json";
+  try {
+    write_text(output, verification);
+  } catch (const std::exception& error) {
+    log_warning(fmt::format("cannot write {}: {}", output.string(), error.what()));
+  }
+}
+
 }  // namespace
 
 Json LogitDifference::to_json() const {
@@ -184,11 +194,7 @@ ExportReport export_model(std::shared_ptr<ModelSource> source, const ExportOptio
   const std::string verification = report.to_json().dump(2) + "\n";
   writer->write_side_file("verification.json", verification);
   writer->commit();
-  if (format == "gguf") {
-    std::filesystem::path beside = options.writer.output;
-    beside += ".verification.json";
-    write_text(beside, verification);
-  }
+  if (format == "gguf") keep_beside(options.writer.output, verification);
   return report;
 }
 

@@ -7,6 +7,7 @@
 
 #include "checkpoints/checkpoint_format.h"
 #include "checkpoints/layout.h"
+#include "checkpoints/tensor_view.h"
 #include "core/errors.h"
 #include "core/files.h"
 #include "model/gguf_layout.h"
@@ -92,10 +93,10 @@ class FolderSource : public ModelSource {
 };
 
 /// A GGUF file seen under Hugging Face names and layouts.
-class RenamedTensors : public TensorSource {
+class RenamedTensors : public TensorView {
  public:
   RenamedTensors(const GgufSource& inner, const ModelConfig& config, const std::vector<WeightSpec>& weights)
-      : inner_(inner), config_(config) {
+      : TensorView(inner), config_(config) {
     std::map<std::string, const WeightSpec*> wanted;
     for (const WeightSpec& weight : weights) wanted[weight.name] = &weight;
     for (const TensorInfo& info : inner.tensors()) {
@@ -112,7 +113,6 @@ class RenamedTensors : public TensorSource {
     build_index();
   }
 
-  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   TensorData read(const std::string& name) const override {
     const TensorInfo& info = require_tensor(*this, name);
     const std::vector<std::string>& stored = stored_.at(name);
@@ -132,14 +132,8 @@ class RenamedTensors : public TensorSource {
   }
   TensorData read_rows(const std::string& name, int64_t begin, int64_t end) const override {
     const TensorInfo& info = require_tensor(*this, name);
-    TensorData data;
-    if (changes(info)) {
-      data = read(name);
-      const ByteRange range = row_range(info, begin, end, files().front().string());
-      data.bytes = data.bytes.subspan(range.offset, range.size);
-    } else {
-      data = inner_.read_rows(stored_.at(name).front(), begin, end);
-    }
+    if (changes(info)) return TensorView::read_rows(name, begin, end);
+    TensorData data = inner_.read_rows(stored_.at(name).front(), begin, end);
     data.info = row_info(info, begin, end);
     return data;
   }
@@ -148,9 +142,6 @@ class RenamedTensors : public TensorSource {
     if (found == stored_.end()) return;
     for (const std::string& part : found->second) inner_.release(part);
   }
-  const std::map<std::string, std::string>& metadata() const override { return inner_.metadata(); }
-  std::vector<std::filesystem::path> files() const override { return inner_.files(); }
-  std::string format() const override { return inner_.format(); }
 
  private:
   /// Where all parts of a tensor are there in their shapes, `renamed` gets the whole's; else it keeps that of the
@@ -175,9 +166,7 @@ class RenamedTensors : public TensorSource {
     return placement.changes() && placement.parts().size() == stored_.at(info.name).size();
   }
 
-  const GgufSource& inner_;
   const ModelConfig& config_;
-  std::vector<TensorInfo> tensors_;
   std::map<std::string, std::vector<std::string>> stored_;
 };
 

@@ -4,6 +4,7 @@
 
 #include "checkpoints/formats/gguf_blocks.h"
 #include "checkpoints/layout.h"
+#include "checkpoints/tensor_view.h"
 #include "model/model_view.h"
 
 namespace cinch {
@@ -23,14 +24,13 @@ at::Tensor through_q8_0(const at::Tensor& x) {
   return back;
 }
 
-class RoundedTensors : public TensorSource {
+class RoundedTensors : public TensorView {
  public:
-  RoundedTensors(const TensorSource& inner, Dtype dtype, bool q8_0) : inner_(inner), dtype_(dtype), q8_0_(q8_0) {
+  RoundedTensors(const TensorSource& inner, Dtype dtype, bool q8_0) : TensorView(inner), dtype_(dtype), q8_0_(q8_0) {
     tensors_ = inner.tensors();
     for (TensorInfo& info : tensors_) info.dtype = Dtype::kF32;
     build_index();
   }
-  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   TensorData read(const std::string& name) const override {
     const TensorInfo& info = require_tensor(*this, name);
     at::Tensor x = to_torch(inner_.read(name), at::kFloat);
@@ -42,23 +42,10 @@ class RoundedTensors : public TensorSource {
     const auto bytes = std::make_shared<std::vector<std::byte>>(to_bytes(x, Dtype::kF32));
     return {info, *bytes, bytes};
   }
-  TensorData read_rows(const std::string& name, int64_t begin, int64_t end) const override {
-    TensorData data = read(name);
-    const ByteRange range = row_range(data.info, begin, end, name);
-    data.bytes = data.bytes.subspan(range.offset, range.size);
-    data.info = row_info(data.info, begin, end);
-    return data;
-  }
-  void release(const std::string& name) const override { inner_.release(name); }
-  const std::map<std::string, std::string>& metadata() const override { return inner_.metadata(); }
-  std::vector<std::filesystem::path> files() const override { return inner_.files(); }
-  std::string format() const override { return inner_.format(); }
 
  private:
-  const TensorSource& inner_;
   Dtype dtype_;
   bool q8_0_;
-  std::vector<TensorInfo> tensors_;
 };
 
 class RoundedModel : public ModelView {

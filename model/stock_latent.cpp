@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "checkpoints/layout.h"
+#include "checkpoints/tensor_view.h"
 #include "core/errors.h"
 #include "model/families/standard_family.h"
 #include "model/model_view.h"
@@ -104,12 +105,12 @@ Json stock_config(const ModelConfig& config, const StockLatentOptions& options, 
   return json;
 }
 
-class StockTensors : public TensorSource {
+class StockTensors : public TensorView {
  public:
   StockTensors(const ModelSource& source, const ModelConfig& config, const ModelFamily& family, Scales scales)
-      : source_(source), config_(config), scales_(scales) {
+      : TensorView(source.tensors()), source_(source), config_(config), scales_(scales) {
     for (WeightSpec& weight : family.weights(config)) {
-      const TensorInfo* kept = source.tensors().find(kept_name(weight.name));
+      const TensorInfo* kept = inner_.find(kept_name(weight.name));
       tensors_.push_back({weight.name, kept != nullptr ? kept->dtype : Dtype::kF64, std::move(weight.shape),
                           kept != nullptr ? kept->stored_as : ""});
       layer_of_[tensors_.back().name] = weight.layer;
@@ -117,11 +118,10 @@ class StockTensors : public TensorSource {
     build_index();
   }
 
-  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
   TensorData read(const std::string& name) const override {
     const TensorInfo& info = require_tensor(*this, name);
-    if (const std::string kept = kept_name(name); source_.tensors().find(kept) != nullptr) {
-      TensorData data = source_.tensors().read(kept);
+    if (const std::string kept = kept_name(name); inner_.find(kept) != nullptr) {
+      TensorData data = inner_.read(kept);
       data.info = info;
       return data;
     }
@@ -132,20 +132,10 @@ class StockTensors : public TensorSource {
     auto bytes = std::make_shared<std::vector<std::byte>>(to_bytes(made, Dtype::kF64));
     return {info, *bytes, bytes};
   }
-  TensorData read_rows(const std::string& name, int64_t begin, int64_t end) const override {
-    TensorData data = read(name);
-    const ByteRange range = row_range(data.info, begin, end, source_.path().string());
-    data.bytes = data.bytes.subspan(range.offset, range.size);
-    data.info = row_info(data.info, begin, end);
-    return data;
-  }
   void release(const std::string& name) const override {
     const std::string kept = kept_name(name);
-    if (source_.tensors().find(kept) != nullptr) source_.tensors().release(kept);
+    if (inner_.find(kept) != nullptr) inner_.release(kept);
   }
-  const std::map<std::string, std::string>& metadata() const override { return source_.tensors().metadata(); }
-  std::vector<std::filesystem::path> files() const override { return source_.tensors().files(); }
-  std::string format() const override { return source_.tensors().format(); }
 
  private:
   /// The source's name of the very same tensor; empty where it has to be computed.
@@ -160,7 +150,7 @@ class StockTensors : public TensorSource {
   }
 
   at::Tensor stored(const std::string& name) const {
-    const TensorData data = source_.tensors().read(name);
+    const TensorData data = inner_.read(name);
     return to_torch(data, torch_dtype(data.info.dtype));
   }
 
@@ -251,7 +241,6 @@ class StockTensors : public TensorSource {
   const ModelSource& source_;
   const ModelConfig& config_;
   Scales scales_;
-  std::vector<TensorInfo> tensors_;
   std::map<std::string, int64_t> layer_of_;
   mutable std::mutex mutex_;
   mutable int64_t cached_layer_ = -1;

@@ -6,6 +6,7 @@
 
 #include <set>
 
+#include "checkpoints/tensor_view.h"
 #include "core/errors.h"
 #include "core/files.h"
 #include "model/decoder_model.h"
@@ -144,27 +145,20 @@ class Fickle : public ModelView {
   const TensorSource& tensors() const override { return tensors_; }
 
  private:
-  class Tensors : public TensorSource {
+  class Tensors : public TensorView {
    public:
-    explicit Tensors(const TensorSource& inner) : inner_(inner) {
-      for (size_t i = 0; i < inner.tensors().size(); ++i) index_[inner.tensors()[i].name] = i;
+    explicit Tensors(const TensorSource& inner) : TensorView(inner) {
+      tensors_ = inner.tensors();
+      build_index();
     }
-    const std::vector<TensorInfo>& tensors() const override { return inner_.tensors(); }
     TensorData read(const std::string& name) const override {
       TensorData data = inner_.read(name);
       if (name != "model.layers.0.mlp.up_proj.weight" || reads_++ > 0) return data;
       auto changed = std::make_shared<std::vector<std::byte>>(data.bytes.size());
       return {data.info, *changed, changed};
     }
-    TensorData read_rows(const std::string& name, int64_t begin, int64_t end) const override {
-      return inner_.read_rows(name, begin, end);
-    }
-    const std::map<std::string, std::string>& metadata() const override { return inner_.metadata(); }
-    std::vector<std::filesystem::path> files() const override { return inner_.files(); }
-    std::string format() const override { return inner_.format(); }
 
    private:
-    const TensorSource& inner_;
     mutable int reads_ = 0;
   };
   Tensors tensors_;

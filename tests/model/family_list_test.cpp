@@ -220,5 +220,37 @@ TEST(FamilyConfig, RealConfigsParse) {
   }
 }
 
+TEST(FamilyConfig, LatentClassesRefuseWhatTheyCannotHonour) {
+  const Json good = parse_json(read_text(repo_file("tests/golden/model/deepseek_v3/config.json")), "config.json");
+  const auto with = [&](const char* key, const Json& value) {
+    Json json = good;
+    json[key] = value;
+    return json;
+  };
+  EXPECT_EQ(parsed(good).layers[0].kv_elements(), 28);
+  EXPECT_THROW(parsed(with("qk_rope_head_dim", 7)), ConfigError);
+  EXPECT_THROW(parsed(with("kv_lora_rank", -1)), ConfigError);
+  EXPECT_THROW(parsed(with("kv_lora_rank", int64_t{1} << 40)), ConfigError);
+  EXPECT_THROW(parsed(with("kv_lora_rank", nullptr)), ConfigError);
+  EXPECT_THROW(parsed(with("q_lora_rank", 0)), ConfigError);
+  EXPECT_THROW(parsed(with("first_k_dense_replace", 1)), UnsupportedError);
+  EXPECT_THROW(parsed(with("index_topk", 64)), UnsupportedError);
+  EXPECT_THROW(parsed(with("rope_interleave", false)), UnsupportedError);
+  EXPECT_THROW(parsed(with("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}})), UnsupportedError);
+  Json lists = {{"rope_type", "longrope"},
+                {"factor", 1.0},
+                {"attention_factor", 1.0},
+                {"short_factor", {1, 1, 1, 1}},
+                {"long_factor", {1, 1, 1, 2}}};
+  EXPECT_THROW(parsed(with("rope_scaling", lists)), UnsupportedError);
+  lists["long_factor"] = lists["short_factor"] = {1, 1};
+  EXPECT_THROW(parsed(with("rope_scaling", lists)), ConfigError);
+  Json no_head = with("qk_nope_head_dim", 0);
+  no_head["qk_rope_head_dim"] = 0;
+  EXPECT_THROW(parsed(no_head), ConfigError);
+  // Dense although its keys speak of experts: no layer has them.
+  EXPECT_NO_THROW(parsed(with("n_routed_experts", nullptr)));
+}
+
 }  // namespace
 }  // namespace cinch
