@@ -8,8 +8,8 @@
 #include "checkpoints/tensor_source.h"
 #include "convert/conversion_recipe.h"
 #include "core/json.h"
+#include "model/export/runtime_rules.h"
 #include "model/model_config.h"
-#include "model/runtime_rules.h"
 
 namespace cinch {
 

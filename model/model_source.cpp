@@ -10,8 +10,8 @@
 #include "checkpoints/tensor_view.h"
 #include "core/errors.h"
 #include "core/files.h"
-#include "model/gguf_layout.h"
-#include "model/gguf_mapping.h"
+#include "model/gguf/gguf_layout.h"
+#include "model/gguf/gguf_mapping.h"
 #include "model/mixed_layers.h"
 
 namespace cinch {

@@ -14,11 +14,11 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/progress.h"
-#include "model/gguf_layout.h"
-#include "model/gguf_mapping.h"
-#include "model/gguf_rope.h"
+#include "model/export/runtime_rules.h"
+#include "model/gguf/gguf_layout.h"
+#include "model/gguf/gguf_mapping.h"
+#include "model/gguf/gguf_rope.h"
 #include "model/mixed_layers.h"
-#include "model/runtime_rules.h"
 
 namespace cinch {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "convert/transform.h"
 #include "core/errors.h"
-#include "model/runtime_rules.h"
+#include "model/export/runtime_rules.h"
 #include "src/usage_errors.h"
 
 namespace cinch {

@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <string>
 
-#include "model/exporter.h"
+#include "model/export/exporter.h"
 
 namespace cinch {
 

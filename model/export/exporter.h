@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "core/json.h"
+#include "model/export/runtime_rules.h"
 #include "model/model_writer.h"
-#include "model/runtime_rules.h"
 
 namespace cinch {
 

@@ -1,4 +1,4 @@
-#include "model/gguf_mapping.h"
+#include "model/gguf/gguf_mapping.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -6,7 +6,7 @@
 
 #include "core/errors.h"
 #include "model/decoder_model.h"
-#include "model/gguf_rope.h"
+#include "model/gguf/gguf_rope.h"
 #include "model/model_writer.h"
 #include "tests/model/golden.h"
 

@@ -1,4 +1,4 @@
-#include "model/rounded_model.h"
+#include "model/export/rounded_model.h"
 
 #include <ATen/ATen.h>
 

@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 
 #include "core/errors.h"
-#include "model/gguf_mapping.h"
+#include "model/gguf/gguf_mapping.h"
 
 namespace cinch {
 

@@ -1,4 +1,4 @@
-#include "model/gguf_layout.h"
+#include "model/gguf/gguf_layout.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>

@@ -1,4 +1,4 @@
-#include "model/exporter.h"
+#include "model/export/exporter.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -7,10 +7,10 @@
 #include "core/files.h"
 #include "core/progress.h"
 #include "model/decoder_model.h"
+#include "model/export/rounded_model.h"
+#include "model/export/stock_latent.h"
+#include "model/export/stock_reference.h"
 #include "model/mixed_layers.h"
-#include "model/rounded_model.h"
-#include "model/stock_latent.h"
-#include "model/stock_reference.h"
 
 namespace cinch {
 namespace {

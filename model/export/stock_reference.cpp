@@ -1,4 +1,4 @@
-#include "model/stock_reference.h"
+#include "model/export/stock_reference.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -44,7 +44,7 @@ struct Written {
   Tensors tensor;
 };
 
-at::Tensor read(const TensorSource& source, const std::string& name) {
+at::Tensor float_tensor(const TensorSource& source, const std::string& name) {
   if (source.find(name) == nullptr) return {};
   return to_torch(source.read(name), at::kFloat);
 }
@@ -121,7 +121,7 @@ Written open_folder(const std::filesystem::path& path) {
                                                              {"kv_b", "self_attn.kv_b_proj.weight"}};
     const auto found = names.find(what);
     if (found == names.end()) return at::Tensor();
-    return read(*source, layer < 0 ? found->second : fmt::format("model.layers.{}.{}", layer, found->second));
+    return float_tensor(*source, layer < 0 ? found->second : fmt::format("model.layers.{}.{}", layer, found->second));
   };
   return {sizes_of_config(JsonObject::from_file(path / "config.json")), tensor};
 }
@@ -188,14 +188,14 @@ Written open_gguf(const std::filesystem::path& path) {
                                                              {"q_b", "attn_q_b.weight"},
                                                              {"kv_a", "attn_kv_a_mqa.weight"},
                                                              {"kv_a_norm", "attn_kv_a_norm.weight"}};
-    if (what == "kv_b") {                                                                   // per head, keys transposed
-      const at::Tensor keys = read(*source, fmt::format("blk.{}.attn_k_b.weight", layer));  // (H, R, n)
-      const at::Tensor values = read(*source, fmt::format("blk.{}.attn_v_b.weight", layer));  // (H, v, R)
+    if (what == "kv_b") {  // per head, keys transposed
+      const at::Tensor keys = float_tensor(*source, fmt::format("blk.{}.attn_k_b.weight", layer));    // (H, R, n)
+      const at::Tensor values = float_tensor(*source, fmt::format("blk.{}.attn_v_b.weight", layer));  // (H, v, R)
       return at::cat({keys.transpose(1, 2), values}, 1).reshape({-1, sizes.rank});
     }
     const auto found = names.find(what);
     if (found == names.end()) return {};
-    return read(*source, layer < 0 ? found->second : fmt::format("blk.{}.{}", layer, found->second));
+    return float_tensor(*source, layer < 0 ? found->second : fmt::format("blk.{}.{}", layer, found->second));
   };
   return {sizes, tensor};
 }

@@ -1,11 +1,11 @@
-#include "model/stock_latent.h"
+#include "model/export/stock_latent.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include "core/errors.h"
 #include "model/decoder_model.h"
-#include "model/rounded_model.h"
+#include "model/export/rounded_model.h"
 #include "tests/model/golden.h"
 #include "tests/model/latent_model.h"
 

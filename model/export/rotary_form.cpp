@@ -1,4 +1,4 @@
-#include "model/rotary_form.h"
+#include "model/export/rotary_form.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,11 +1,11 @@
 // The plain formulas against transformers' logits, and through them the layouts that the writers make.
-#include "model/stock_reference.h"
+#include "model/export/stock_reference.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "model/export/runtime_rules.h"
 #include "model/model_writer.h"
-#include "model/runtime_rules.h"
 #include "tests/model/golden.h"
 
 namespace cinch {

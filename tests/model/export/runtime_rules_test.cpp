@@ -1,5 +1,5 @@
 // The table of refusals: for every rule a model that breaks it.
-#include "model/runtime_rules.h"
+#include "model/export/runtime_rules.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "model/gguf_rope.h"
+#include "model/gguf/gguf_rope.h"
 
 #include <fmt/format.h>
 
@@ -7,7 +7,7 @@
 
 #include "attention/rope.h"
 #include "core/errors.h"
-#include "model/gguf_mapping.h"
+#include "model/gguf/gguf_mapping.h"
 
 namespace cinch {
 namespace {

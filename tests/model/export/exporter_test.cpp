@@ -1,4 +1,4 @@
-#include "model/exporter.h"
+#include "model/export/exporter.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>

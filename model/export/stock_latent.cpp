@@ -1,4 +1,4 @@
-#include "model/stock_latent.h"
+#include "model/export/stock_latent.h"
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -10,9 +10,9 @@
 #include "checkpoints/layout.h"
 #include "checkpoints/tensor_view.h"
 #include "core/errors.h"
+#include "model/export/rotary_form.h"
 #include "model/families/standard_family.h"
 #include "model/model_view.h"
-#include "model/rotary_form.h"
 
 namespace cinch {
 namespace {
@@ -23,6 +23,8 @@ constexpr int kSplitNormExponent = 5, kSplitInputExponent = -8;  // fp16 has 5 b
 // Root mean square that latents get then: smaller ones lose digits below fp16's normal range, larger ones feel the
 // norm.
 constexpr double kSplitLatentRms = 1.0;
+
+constexpr int64_t kNoLayer = -2;  // -1 is what lies outside the layers
 
 at::Tensor fp64(const at::Tensor& x) { return x.to(at::kDouble); }
 
@@ -116,6 +118,8 @@ class StockTensors : public TensorView {
       layer_of_[tensors_.back().name] = weight.layer;
     }
     build_index();
+    for (const WeightSpec& weight : source.family().weights(source.config()))
+      source_names_[weight.layer].push_back(weight.name);
   }
 
   TensorData read(const std::string& name) const override {
@@ -156,6 +160,8 @@ class StockTensors : public TensorView {
 
   const LayerWeights& weights(int64_t layer) const {
     if (cached_layer_ != layer) {
+      cached_ = {};
+      for (const std::string& name : source_names_[cached_layer_]) inner_.release(name);
       cached_ = source_.family().read_layer(source_.config(), layer,
                                             [this](const std::string& name) { return stored(name); });
       cached_layer_ = layer;
@@ -243,7 +249,8 @@ class StockTensors : public TensorView {
   Scales scales_;
   std::map<std::string, int64_t> layer_of_;
   mutable std::mutex mutex_;
-  mutable int64_t cached_layer_ = -1;
+  mutable std::map<int64_t, std::vector<std::string>> source_names_;  // by layer, for release
+  mutable int64_t cached_layer_ = kNoLayer;
   mutable LayerWeights cached_;
 };
 

@@ -1,4 +1,4 @@
-#include "model/runtime_rules.h"
+#include "model/export/runtime_rules.h"
 
 #include <fmt/format.h>
 
@@ -6,11 +6,11 @@
 #include <cmath>
 
 #include "core/errors.h"
-#include "model/gguf_mapping.h"
-#include "model/gguf_rope.h"
+#include "model/export/rotary_form.h"
+#include "model/gguf/gguf_mapping.h"
+#include "model/gguf/gguf_rope.h"
 #include "model/mixed_layers.h"
 #include "model/model_family.h"
-#include "model/rotary_form.h"
 
 namespace cinch {
 namespace {
