@@ -40,7 +40,7 @@ struct ConversionRecipe {
   std::vector<double> refit_lambdas = {1e-3, 1e-2, 1e-1};  // chosen among by the validation windows
   int64_t fisher_rounds = 2;                               // rounds of (key refit, query refit)
   double lag_tail = 0.25;                                  // share of the 1/(D+1) tail in the lag weights
-  int64_t lag_context = 0;    // furthest lag weighted; 0: 8 calibration windows, mla 8192, at most the model's context
+  int64_t lag_context = 0;    // furthest lag weighted; 0: 8 calibration windows; mla: 8192 or the context
   bool search_groups = true;  // swap descent over head groups
   uint64_t seed = 0;
 };

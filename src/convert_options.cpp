@@ -101,9 +101,8 @@ void add_recipe_options(CLI::App& command, ConvertFlags& flags) {
       ->capture_default_str()
       ->type_name("SHARE");
   command
-      .add_option(
-          "--lag-context", flags.recipe.lag_context,
-          "Furthest lag weighted (0: 8 x the calibration window, for mla 8192, but at most the model's context)")
+      .add_option("--lag-context", flags.recipe.lag_context,
+                  "Furthest lag weighted (0: 8 x the calibration window; mla: 8192, or the model's shorter context)")
       ->capture_default_str()
       ->type_name("INT");
   command

@@ -33,6 +33,7 @@ class Transformers:
         import torch
         import transformers
         transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         self.torch, self.transformers = torch, transformers
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
 
