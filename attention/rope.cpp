@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "attention/recorded.h"
 #include "core/errors.h"
 
 namespace cinch {
@@ -210,6 +211,12 @@ Rope::Table Rope::table(int64_t first, int64_t count, int64_t length, at::Scalar
 
 at::Tensor Rope::apply(const at::Tensor& x, const Table& table) {
   const int64_t planes = table.cos.size(-1), width = x.size(-1);
+  if (is_recorded({x})) {
+    const at::Tensor a = x.narrow(-1, 0, planes), b = x.narrow(-1, planes, planes);
+    return at::cat(
+        {a * table.cos - b * table.sin, b * table.cos + a * table.sin, x.narrow(-1, 2 * planes, width - 2 * planes)},
+        -1);
+  }
   at::Tensor result = at::empty_like(x);
   const auto first = x.narrow(-1, 0, planes), second = x.narrow(-1, planes, planes);
   at::Tensor turned = result.narrow(-1, 0, planes);

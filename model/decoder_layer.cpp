@@ -3,10 +3,23 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "attention/recorded.h"
 #include "core/errors.h"
 
 namespace cinch {
 namespace {
+
+at::Tensor activated(const at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::silu:
+      return at::silu(x);
+    case Activation::gelu_tanh:
+      return at::gelu(x, "tanh");
+    case Activation::gelu:
+      return at::gelu(x);
+  }
+  return x;
+}
 
 /// In place.
 at::Tensor& activate(at::Tensor& x, Activation activation) {
@@ -19,6 +32,12 @@ at::Tensor& activate(at::Tensor& x, Activation activation) {
       return at::gelu_(x);
   }
   return x;
+}
+
+/// activation(gate) * up
+at::Tensor gated(at::Tensor gate, const at::Tensor& up, Activation activation) {
+  if (is_recorded({gate, up})) return activated(gate, activation) * up;
+  return activate(gate, activation).mul_(up);
 }
 
 }  // namespace
@@ -53,10 +72,10 @@ at::Tensor DecoderLayer::add_mlp(const at::Tensor& h) const {
   const MlpWeights& mlp = weights_.mlp;
   const at::Tensor& norm = config_->sandwich_norms ? weights_.pre_mlp_norm : weights_.post_attention_norm;
   const at::Tensor x = rms_norm(h, norm, config_->rms_norm_eps, config_->norm_offset);
-  at::Tensor inner = at::linear(x, mlp.gate_proj, mlp.gate_bias);
-  activate(inner, config_->activation).mul_(at::linear(x, mlp.up_proj, mlp.up_bias));
+  const at::Tensor inner =
+      gated(at::linear(x, mlp.gate_proj, mlp.gate_bias), at::linear(x, mlp.up_proj, mlp.up_bias), config_->activation);
   at::Tensor out = at::linear(inner, mlp.down_proj, mlp.down_bias);
-  if (!config_->sandwich_norms) return out.add_(h);
+  if (!config_->sandwich_norms) return is_recorded({h, out}) ? h + out : out.add_(h);
   return h + rms_norm(out, weights_.post_mlp_norm, config_->rms_norm_eps, config_->norm_offset);
 }
 

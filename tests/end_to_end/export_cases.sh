@@ -34,6 +34,16 @@ add_model() {
   done
 }
 
+# add_shards NAME SIZE: the first export of NAME once more, in files of at most SIZE.
+add_shards() {
+  local first out=$work/$1-shards
+  first=$(grep -m 1 "\"name\": \"$1 " "$work/cases.jsonl")
+  quietly "$cinch" export "$(sed 's/.*"native": "\([^"]*\)".*/\1/' <<<"$first")" "$out" --format hf --dtype f32 --shard-size "$2"
+  [ -e "$out/model.safetensors.index.json" ] || { echo "FAILED: $1 is not sharded"; exit 1; }
+  sed "s|\"export\": \"[^\"]*\"|\"export\": \"$out\"|; s|\"dtype\": \"[^\"]*\"|\"dtype\": \"f32\"|; s|\"name\": \"[^\"]*\"|\"name\": \"$1 shards\"|" \
+    <<<"$first" >>"$work/cases.jsonl"
+}
+
 # finish: $work/cases.json
 finish_cases() { (echo '['; paste -sd, "$work/cases.jsonl"; echo ']') >"$work/cases.json"; }
 

@@ -6,7 +6,8 @@ CASES is a list of {"name", "source", "native", "export", "dtype", "ids"}: `sour
 the runtime loads and `dtype` has, `native` the converted model as cinch has it, `export` what `cinch export` made of it,
 `ids` a file of token ids. For each:
 
-- every tensor of the file is used and none is missing (transformers; llama.cpp refuses such files itself);
+- every tensor of the file is used and none is missing (transformers; llama.cpp refuses such files itself), and tokenizer,
+  chat template and generation settings are the source's;
 - the largest difference of a logit from cinch's in fp32 is at most twice what the source model shows between the two
   programs in that type;
 - so is KL, or it is at most twice what the converted model itself loses when its weights are in that type and cinch computes
@@ -45,6 +46,20 @@ class Transformers:
         keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
         return type(self.model).__name__, {key: sorted(map(str, info[key])) for key in keys if info.get(key)}
 
+    def side_file_faults(self, source, export):
+        """Tokenizer, chat template and generation settings are the source's."""
+        if not (Path(source) / "tokenizer.json").exists():
+            return []
+        tokenizers = [self.transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, export)]
+        added = " ".join(token.content for token in tokenizers[0].added_tokens_decoder.values())
+        text = f"Once upon a time, in 1874: naïve café, 日本語 {added} the end\n\n\tx"
+        faults = [] if len({str(t(text).input_ids) for t in tokenizers}) == 1 else ["the tokenizers differ"]
+        if len({str(t.chat_template) for t in tokenizers}) != 1:
+            faults.append("the chat templates differ")
+        ids = [self.transformers.GenerationConfig.from_pretrained(folder).eos_token_id for folder in (source, export)
+               if (Path(folder) / "generation_config.json").exists()]
+        return faults + (["the ends of text differ"] if len({str(i) for i in ids}) > 1 else [])
+
     def logits(self, ids):
         with self.torch.no_grad():
             return self.model(self.torch.tensor([ids])).logits[0].double().numpy()
@@ -81,6 +96,9 @@ class LlamaCpp:
         name = ctypes.create_string_buffer(64)
         api.llama_model_meta_val_str(self.model, b"general.architecture", name, 64)
         return name.value.decode(), {}
+
+    def side_file_faults(self, source, export):
+        return []  # a GGUF's vocabulary is checked by tests/text and tests/model
 
     def context(self, tokens):
         api = self.api
@@ -152,6 +170,7 @@ def check(runtime, cinch, case, work):
         result["problems"].append(f"loading: {faults}")
     if loaded_as == "not loaded":
         return result
+    result["problems"] += runtime.side_file_faults(case["source"], case["export"])
     of_export = result["export"] = difference(native, runtime.logits(ids))
     # What the type alone does: cinch computing in it, or with the file's rounded weights.
     in_type = cinch_logits(cinch, case["export"] if dtype == "q8_0" else case["native"], ids, work, dtype)

@@ -22,6 +22,7 @@ print(*Tokenizer.from_file(sys.argv[1] + "/tokenizer.json").encode(open(sys.argv
   "$model" "$calibration" >"$work/stories.ids"
 small=(--calibration-window 128 --calibration-tokens 8192 --dtype f32)
 add_model stories "$model" "$work/stories.ids" 32 32 8 8 --calibration "$calibration" "${small[@]}"
+add_shards stories 300KB
 if [ -n "$tinyllama" ] && [ -e "$tinyllama/config.json" ]; then
   arbitrary_ids 200 4096 >"$work/tiny.ids"
   arbitrary_ids 20000 4096 >"$work/tiny.calibration.ids"
