@@ -44,9 +44,11 @@ struct Written {
   Tensors tensor;
 };
 
-at::Tensor float_tensor(const TensorSource& source, const std::string& name) {
+/// In its own type: large ones are turned into fp32 piece by piece.
+at::Tensor stored_tensor(const TensorSource& source, const std::string& name) {
   if (source.find(name) == nullptr) return {};
-  return to_torch(source.read(name), at::kFloat);
+  const TensorData data = source.read(name);
+  return to_torch(data, torch_dtype(data.info.dtype));
 }
 
 bool is_known_type(const std::string& type) {
@@ -121,7 +123,7 @@ Written open_folder(const std::filesystem::path& path) {
                                                              {"kv_b", "self_attn.kv_b_proj.weight"}};
     const auto found = names.find(what);
     if (found == names.end()) return at::Tensor();
-    return float_tensor(*source, layer < 0 ? found->second : fmt::format("model.layers.{}.{}", layer, found->second));
+    return stored_tensor(*source, layer < 0 ? found->second : fmt::format("model.layers.{}.{}", layer, found->second));
   };
   return {sizes_of_config(JsonObject::from_file(path / "config.json")), tensor};
 }
@@ -189,13 +191,13 @@ Written open_gguf(const std::filesystem::path& path) {
                                                              {"kv_a", "attn_kv_a_mqa.weight"},
                                                              {"kv_a_norm", "attn_kv_a_norm.weight"}};
     if (what == "kv_b") {  // per head, keys transposed
-      const at::Tensor keys = float_tensor(*source, fmt::format("blk.{}.attn_k_b.weight", layer));    // (H, R, n)
-      const at::Tensor values = float_tensor(*source, fmt::format("blk.{}.attn_v_b.weight", layer));  // (H, v, R)
-      return at::cat({keys.transpose(1, 2), values}, 1).reshape({-1, sizes.rank});
+      const at::Tensor keys = stored_tensor(*source, fmt::format("blk.{}.attn_k_b.weight", layer));    // (H, R, n)
+      const at::Tensor values = stored_tensor(*source, fmt::format("blk.{}.attn_v_b.weight", layer));  // (H, v, R)
+      return at::cat({keys.transpose(1, 2), values.to(keys.scalar_type())}, 1).reshape({-1, sizes.rank});
     }
     const auto found = names.find(what);
     if (found == names.end()) return {};
-    return float_tensor(*source, layer < 0 ? found->second : fmt::format("blk.{}.{}", layer, found->second));
+    return stored_tensor(*source, layer < 0 ? found->second : fmt::format("blk.{}.{}", layer, found->second));
   };
   return {sizes, tensor};
 }
@@ -244,7 +246,10 @@ class Layer {
   }
 
  private:
-  at::Tensor get(const std::string& what) const { return tensor_(index_, what); }
+  at::Tensor get(const std::string& what) const {
+    const at::Tensor found = tensor_(index_, what);
+    return found.defined() ? found.to(at::kFloat) : found;
+  }
 
   at::Tensor latent(const at::Tensor& x) const {
     at::Tensor q =
@@ -279,6 +284,17 @@ class Layer {
   int64_t index_;
 };
 
+/// x (T, E) through a head (V, E) of any type.
+at::Tensor through_head(const at::Tensor& x, const at::Tensor& head) {
+  constexpr int64_t kRows = 16384;
+  std::vector<at::Tensor> parts;
+  for (int64_t first = 0; first < head.size(0); first += kRows) {
+    const at::Tensor rows = head.slice(0, first, first + kRows).to(at::kFloat);
+    parts.push_back(at::linear(x, rows));
+  }
+  return at::cat(parts, 1);
+}
+
 bool is_gguf(const std::filesystem::path& path) { return !std::filesystem::is_directory(path); }
 
 }  // namespace
@@ -300,10 +316,11 @@ bool has_stock_reference(const std::filesystem::path& path) {
 at::Tensor stock_reference_logits(const std::filesystem::path& path, const at::Tensor& ids) {
   const Written written = is_gguf(path) ? open_gguf(path) : open_folder(path);
   const at::Tensor embedding = written.tensor(-1, "embedding");
-  at::Tensor h = embedding.index_select(0, ids);  // (T, E)
+  at::Tensor h = embedding.index_select(0, ids).to(at::kFloat);  // (T, E)
   for (int64_t layer = 0; layer < written.sizes.layers; ++layer) h = Layer(written, layer).forward(h);
   const at::Tensor head = written.tensor(-1, "head");
-  return at::linear(norm(h, written.tensor(-1, "final_norm"), written.sizes.eps), head.defined() ? head : embedding);
+  const at::Tensor last = norm(h, written.tensor(-1, "final_norm").to(at::kFloat), written.sizes.eps);
+  return through_head(last, head.defined() ? head : embedding);
 }
 
 }  // namespace cinch
