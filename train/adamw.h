@@ -35,6 +35,7 @@ class AdamW {
     at::Tensor steps;         // scalar fp32
   };
   std::vector<State>& state() { return state_; }
+  const std::vector<State>& state() const { return state_; }
 
  private:
   std::vector<AdamWGroup> groups_;
