@@ -1,0 +1,148 @@
+#include <fmt/format.h>
+
+#include <cmath>
+#include <memory>
+
+#include "core/errors.h"
+#include "src/command_list.h"
+#include "src/device.h"
+#include "src/model_argument.h"
+#include "src/output.h"
+#include "src/output_target.h"
+#include "src/usage_errors.h"
+#include "train/uptrain.h"
+
+namespace cinch {
+namespace {
+
+struct UptrainFlags {
+  std::string student, teacher, trainable = "attention", dtype = "f32", device = "cpu";
+  std::vector<std::string> data;
+  UptrainOptions options;
+};
+
+UptrainOptions checked(const UptrainFlags& flags) {
+  UptrainOptions options = flags.options;
+  require_choice("--trainable", flags.trainable, {"attention", "all"});
+  require_choice("--dtype", flags.dtype, {"f32", "bf16", "f64"});
+  for (const std::string& file : flags.data) {
+    try {
+      options.data.push_back(parse_corpus_spec(file));
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("--data: {}", error.what()), error.help());
+    }
+  }
+  const auto positive = [](const char* flag, int64_t value) {
+    if (value <= 0) throw UsageError(fmt::format("{} {}: expected a number above 0", flag, value));
+  };
+  positive("--tokens", options.tokens);
+  positive("--window", options.window);
+  positive("--save-every", options.save_every);
+  positive("--validation-windows", options.validation_windows);
+  if (!(options.warmup_share >= 0 && options.warmup_share <= 1))
+    throw UsageError(fmt::format("--warmup {}: expected a share from 0 to 1", options.warmup_share));
+  options.model.trainable = flags.trainable == "all" ? Trainable::all : Trainable::attention;
+  options.model.compute = compute_dtype(flags.dtype);
+  options.model.device = open_device(flags.device);
+  options.version = CINCH_VERSION;
+  return options;
+}
+
+void run(const UptrainFlags& flags) {
+  UptrainOptions options = checked(flags);
+  const auto student = open_model(flags.student, "STUDENT");
+  check_output_target(flags.student, options.output.output, options.output.force);
+  const auto teacher = flags.teacher.empty() ? nullptr : open_model(flags.teacher, "--teacher");
+  if (options.window > student->config().max_position_embeddings) {
+    throw UsageError(fmt::format("--window {}: the student's context is {}", options.window,
+                                 student->config().max_position_embeddings));
+  }
+  options.output.format = std::filesystem::exists(student->path() / "model.h5") ? "hdf5" : "native";
+  const UptrainReport report = uptrain(student, teacher, options);
+  if (json_output()) {
+    Json json = {{"output", options.output.output.string()}};
+    json.update(report.to_json());
+    print_json(json);
+    return;
+  }
+  print(fmt::format("On {} held-out tokens: perplexity {:.4g} -> {:.4g}, KL {:.4f} -> {:.4f} nats\n",
+                    report.before.tokens, std::exp(report.before.cross_entropy), std::exp(report.after.cross_entropy),
+                    report.before.distillation, report.after.distillation));
+  print(fmt::format("{}: {} steps, {} tokens at {:.0f} tokens/s, {} trained parameters\n",
+                    options.output.output.string(), report.steps, report.tokens, report.tokens_per_second,
+                    human_count(static_cast<uint64_t>(report.trained_parameters))));
+}
+
+void add_options(CLI::App& command, UptrainFlags& flags) {
+  UptrainOptions& options = flags.options;
+  TrainRecipe& recipe = options.recipe;
+  command.add_option("STUDENT", flags.student, "Converted model: cinch or Hugging Face folder")
+      ->required()
+      ->type_name("PATH");
+  command.add_option("OUT", options.output.output, "Folder to write")->required()->type_name("PATH");
+  command.add_option("--teacher", flags.teacher, "Model to learn from, usually the one before conversion")
+      ->type_name("PATH");
+  command.add_option("--data", flags.data, "Texts or token files, with their shares of the tokens")
+      ->type_name("FILE[:WEIGHT]");
+  command.add_option("--tokens", options.tokens, "Tokens to train on")->type_name("INT");
+  command.add_option("--window", options.window, "Tokens of a sample")->capture_default_str()->type_name("INT");
+  command.add_option("--batch", recipe.batch, "Samples of a step")->capture_default_str()->type_name("INT");
+  command.add_option("--micro-batch", recipe.micro_batch, "Samples that run at once")
+      ->capture_default_str()
+      ->type_name("INT");
+  command.add_option("--kd", recipe.loss.distillation, "Weight of KL(teacher || student)")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--ce", recipe.loss.cross_entropy, "Weight of the next-token loss")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--trainable", flags.trainable, "What is trained")
+      ->capture_default_str()
+      ->type_name("attention|all");
+  command.add_option("--lr", recipe.learning_rate, "Learning rate of attention weights")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--trunk-lr", recipe.trunk_learning_rate, "Learning rate of all others")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--weight-decay", recipe.weight_decay, "Of matrices")->capture_default_str()->type_name("NUMBER");
+  command.add_option("--clip", recipe.clip, "Largest norm of the gradients; 0: none")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--schedule", recipe.schedule.kind, "Of the learning rate")
+      ->capture_default_str()
+      ->type_name("wsd|cosine");
+  command.add_option("--warmup", options.warmup_share, "Share of the steps")->capture_default_str()->type_name("SHARE");
+  command.add_option("--decay", recipe.schedule.decay_share, "wsd: share of the steps")
+      ->capture_default_str()
+      ->type_name("SHARE");
+  command.add_option("--validation-windows", options.validation_windows, "Held out of the end of the data")
+      ->capture_default_str()
+      ->type_name("INT");
+  command.add_option("--save-every", options.save_every, "Steps between states")
+      ->capture_default_str()
+      ->type_name("INT");
+  command.add_option("--seed", options.seed, "Seed of the order of samples")->capture_default_str()->type_name("UINT");
+  command.add_option("--dtype", flags.dtype, "Type to compute in; trained weights stay in f32 (f64)")
+      ->capture_default_str()
+      ->type_name("f32|bf16|f64");
+  command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
+  command.add_flag("--recompute", options.model.recompute,
+                   "Keep one activation per layer, run layers again for gradients");
+  command.add_flag("--force", options.output.force, "Replace an existing OUT; start an unfinished run over");
+  command.add_flag("--resume", options.resume, "Go on with an interrupted run to OUT");
+}
+
+}  // namespace
+
+Command uptrain_command() {
+  return {"uptrain", [](CLI::App& app) {
+            auto flags = std::make_shared<UptrainFlags>();
+            CLI::App* command =
+                app.add_subcommand("uptrain", "Heal a converted model with a short training on its source");
+            add_options(*command, *flags);
+            command->callback([flags] { run(*flags); });
+          }};
+}
+
+}  // namespace cinch
