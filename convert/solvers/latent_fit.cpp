@@ -113,8 +113,10 @@ LatentBasis latent_basis(const LatentSpectrum& spectrum, int64_t rank) {
   const at::Tensor& gram = spectrum.gram;
   const at::Tensor top = spectrum.vectors.slice(1, 0, rank);
   const at::Tensor kept = at::matmul(top * spectrum.energy.slice(0, 0, rank), top.transpose(0, 1));
-  return {.encode = at::matmul(top.transpose(0, 1), spectrum.mapped),
-          .decode = at::matmul(spectrum.inverse, top),
+  // At full rank any basis will do, and that of the source itself is not blurred by rounding the maps.
+  const bool whole = rank == all;
+  return {.encode = at::matmul(whole ? spectrum.inverse : top.transpose(0, 1), spectrum.mapped),
+          .decode = whole ? at::eye(all, at::kDouble) : at::matmul(spectrum.inverse, top),
           .kept_energy_k = share(kept.slice(0, 0, keys).slice(1, 0, keys), gram.slice(0, 0, keys).slice(1, 0, keys)),
           .kept_energy_v = share(kept.slice(0, keys).slice(1, keys), gram.slice(0, keys).slice(1, keys))};
 }

@@ -173,21 +173,20 @@ RotarySurvey::Energies RotarySurvey::energies(const std::vector<RotarySlot>& slo
   return result;
 }
 
-at::Tensor RotarySurvey::key_rows(int64_t group, const at::Tensor& which) const {
+at::Tensor RotarySurvey::key_rows(int64_t group, const at::Tensor& basis) const {
   const PlaneGroup& g = groups_[group];
-  const at::Tensor chosen = bases_[group].key.index_select(0, which);
-  at::Tensor rows = at::zeros({which.size(0), kv_heads_, planes_.planes}, chosen.options());
-  rows.slice(2, g.first, g.first + g.planes).copy_(chosen.reshape({which.size(0), kv_heads_, g.planes}));
+  at::Tensor rows = at::zeros({basis.size(0), kv_heads_, planes_.planes}, basis.options());
+  rows.slice(2, g.first, g.first + g.planes).copy_(basis.reshape({basis.size(0), kv_heads_, g.planes}));
   return component_rows(rows);
 }
 
-at::Tensor RotarySurvey::query_rows(int64_t group, const at::Tensor& which, const at::Tensor& factors) const {
+at::Tensor RotarySurvey::query_rows(int64_t group, const at::Tensor& basis, const at::Tensor& factors) const {
   const PlaneGroup& g = groups_[group];
-  const at::Tensor chosen = bases_[group].query.index_select(0, which).reshape({which.size(0), kv_heads_, g.planes});
+  const at::Tensor chosen = basis.reshape({basis.size(0), kv_heads_, g.planes});
   const int64_t heads = lags_.size(0), rep = heads / kv_heads_;
   std::vector<at::Tensor> result;
   for (int64_t h = 0; h < heads; ++h) {
-    at::Tensor rows = at::zeros({which.size(0), 1, planes_.planes}, chosen.options());
+    at::Tensor rows = at::zeros({basis.size(0), 1, planes_.planes}, chosen.options());
     rows.slice(2, g.first, g.first + g.planes).copy_(chosen.slice(1, h / rep, h / rep + 1) * factors[h].conj());
     result.push_back(component_rows(rows));
   }
@@ -200,6 +199,13 @@ RotaryMaps RotarySurvey::maps(const std::vector<RotarySlot>& slots) const {
   for (const RotarySlot& slot : slots) inv_freq.push_back(slot.frequency);
   key.resize(slots.size());
   query.resize(slots.size());
+  int64_t rotated = 0;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const auto group = static_cast<int64_t>(g);
+    if (group_frequencies(group).max().item<double>() > 0) rotated += components(group);
+  }
+  // Where nothing loses its rotation any basis will do, and that of the source itself is not blurred by rounding maps.
+  const bool everything = static_cast<int64_t>(slots.size()) == rotated;
   for (size_t g = 0; g < groups_.size(); ++g) {
     const auto group = static_cast<int64_t>(g);
     std::vector<size_t> own;
@@ -209,15 +215,20 @@ RotaryMaps RotarySurvey::maps(const std::vector<RotarySlot>& slots) const {
     const auto count = static_cast<int64_t>(own.size());
     const at::Tensor w = group_frequencies(group);
     const double frequency = own.empty() ? 0.0 : slots[own[0]].frequency;
-    const at::Tensor order = at::argsort(gains(group, frequency), /*stable=*/true, -1, /*descending=*/true);
-    for (int64_t i = 0; i < count; ++i) {
-      const at::Tensor which = order.slice(0, i, i + 1);
-      key[own[i]] = key_rows(group, which);
-      query[own[i]] = query_rows(group, which, phases(w - frequency));
+    at::Tensor key_basis = bases_[group].key, query_basis = bases_[group].query;
+    if (everything && count > 0) {
+      key_basis = query_basis = at::eye(count, key_basis.options());
+    } else {
+      const at::Tensor order = at::argsort(gains(group, frequency), /*stable=*/true, -1, /*descending=*/true);
+      key_basis = key_basis.index_select(0, order);
+      query_basis = query_basis.index_select(0, order);
     }
-    const at::Tensor rest = order.slice(0, count);
-    rest_key.push_back(key_rows(group, rest));
-    rest_query.push_back(query_rows(group, rest, phases(w)));
+    for (int64_t i = 0; i < count; ++i) {
+      key[own[i]] = key_rows(group, key_basis.slice(0, i, i + 1));
+      query[own[i]] = query_rows(group, query_basis.slice(0, i, i + 1), phases(w - frequency));
+    }
+    rest_key.push_back(key_rows(group, key_basis.slice(0, count)));
+    rest_query.push_back(query_rows(group, query_basis.slice(0, count), phases(w)));
   }
   const int64_t width = kv_heads_ * planes_.head_dim, heads = lags_.size(0);
   key.push_back(at::zeros({0, width}, at::kDouble));  // there may be no slot at all

@@ -92,9 +92,10 @@ class RotarySurvey {
   at::Tensor group_frequencies(int64_t group) const;
   /// Energy of each component of a group, its planes weighted by (H, f) factors; (n), relative to the output energy.
   at::Tensor component_energies(int64_t group, const at::Tensor& factors) const;
-  /// Query rows (H, 2m, D) of components `which` of a group with factors (H, f) on the planes.
-  at::Tensor query_rows(int64_t group, const at::Tensor& which, const at::Tensor& factors) const;
-  at::Tensor key_rows(int64_t group, const at::Tensor& which) const;
+  /// Rows (H, 2m, D) and (2m, K*D) of m components of a group, given as rows of its basis, (m, n) complex; factors (H,
+  /// f) on the planes.
+  at::Tensor query_rows(int64_t group, const at::Tensor& basis, const at::Tensor& factors) const;
+  at::Tensor key_rows(int64_t group, const at::Tensor& basis) const;
 
   std::vector<PlaneGroup> groups_;
   std::vector<Basis> bases_;

@@ -28,7 +28,7 @@ TEST(SuspiciousLayers, AreThoseThatTheRefitMadeWorse) {
   const auto found = suspicious_layers({layer(0, .2, .3), layer(1, .2, .2), layer(2, .2, .2)});
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0].layer, 0);
-  EXPECT_THAT(found[0].reason, HasSubstr("20.0 % before, 30.0 % after"));
+  EXPECT_THAT(found[0].reason, HasSubstr("from 20.0 % off to 30.0 %"));
 }
 
 TEST(SlotPrice, IsTheRootMeanSquareOverLayers) {
