@@ -47,5 +47,11 @@ add_shards() {
 # finish: $work/cases.json
 finish_cases() { (echo '['; paste -sd, "$work/cases.jsonl"; echo ']') >"$work/cases.json"; }
 
+# first_ids PYTHON MODEL TEXT: the first 300 tokens of a text, by a Python that has tokenizers.
+first_ids() {
+  "$1" -c 'import sys; from tokenizers import Tokenizer
+print(*Tokenizer.from_file(sys.argv[1] + "/tokenizer.json").encode(open(sys.argv[2]).read()[:8000]).ids[:300])' "$2" "$3"
+}
+
 # arbitrary_ids N VOCABULARY: for models without a tokenizer; any will do as long as both programs get the same.
 arbitrary_ids() { seq 1 "$1" | awk -v size="$2" '{printf "%d ", ($1 * 7919 + int($1 / 7) * 31) % (size - 3) + 3}'; }

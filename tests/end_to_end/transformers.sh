@@ -17,9 +17,7 @@ export HF_HUB_OFFLINE=1
 FORMAT=hf DTYPES="f32 bf16 f16"
 . "$here/export_cases.sh"
 
-"$python" -c 'import sys; from tokenizers import Tokenizer
-print(*Tokenizer.from_file(sys.argv[1] + "/tokenizer.json").encode(open(sys.argv[2]).read()[:8000]).ids[:300])' \
-  "$model" "$calibration" >"$work/stories.ids"
+first_ids "$python" "$model" "$calibration" >"$work/stories.ids"
 small=(--calibration-window 128 --calibration-tokens 8192 --dtype f32)
 add_model stories "$model" "$work/stories.ids" 32 32 8 8 --calibration "$calibration" "${small[@]}"
 add_shards stories 300KB
