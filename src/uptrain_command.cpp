@@ -18,8 +18,40 @@ namespace {
 struct UptrainFlags {
   std::string student, teacher, trainable = "attention", dtype = "f32", device = "cpu";
   std::vector<std::string> data;
+  int64_t tokens = 0, local_tokens = 0, ce_tokens = 0;
+  TrainStage local = {.local = true,
+                      .loss = {},
+                      .learning_rates = {4e-3, 4e-3, 0},
+                      .relative_rates = true,
+                      .schedule = {.kind = "cosine", .floor = 0.05}};
+  TrainStage main;
+  double kept_rate = -1;  // as the fresh
+  int zero = 0;
   UptrainOptions options;
 };
+
+/// local, then the losses of --kd and --ce, then the next token alone.
+std::vector<UptrainStage> stages_of(const UptrainFlags& flags) {
+  const auto tokens = [](const char* flag, int64_t value) {
+    if (value < 0) throw UsageError(fmt::format("{} {}: expected a number of tokens", flag, value));
+    return value;
+  };
+  std::vector<UptrainStage> stages;
+  if (tokens("--local-tokens", flags.local_tokens) > 0) {
+    TrainStage local = flags.local;
+    local.learning_rates[1] = local.learning_rates[0];
+    stages.push_back({local, flags.local_tokens});
+  }
+  TrainStage main = flags.main;
+  main.learning_rates[1] = flags.kept_rate < 0 ? main.learning_rates[0] : flags.kept_rate;
+  if (tokens("--tokens", flags.tokens) > 0) stages.push_back({main, flags.tokens});
+  if (tokens("--ce-tokens", flags.ce_tokens) > 0) {
+    main.loss = {.cross_entropy = 1, .distillation = 0};
+    stages.push_back({main, flags.ce_tokens});
+  }
+  if (stages.empty()) throw UsageError("there is nothing to train", "give --tokens N, or --local-tokens N");
+  return stages;
+}
 
 UptrainOptions checked(const UptrainFlags& flags) {
   UptrainOptions options = flags.options;
@@ -35,12 +67,15 @@ UptrainOptions checked(const UptrainFlags& flags) {
   const auto positive = [](const char* flag, int64_t value) {
     if (value <= 0) throw UsageError(fmt::format("{} {}: expected a number above 0", flag, value));
   };
-  positive("--tokens", options.tokens);
   positive("--window", options.window);
   positive("--save-every", options.save_every);
   positive("--validation-windows", options.validation_windows);
   if (!(options.warmup_share >= 0 && options.warmup_share <= 1))
     throw UsageError(fmt::format("--warmup {}: expected a share from 0 to 1", options.warmup_share));
+  if (options.keep < 1) throw UsageError(fmt::format("--keep {}: expected at least 1", options.keep));
+  if (flags.zero < 0 || flags.zero > 3) throw UsageError(fmt::format("--zero {}: expected 0 to 3", flags.zero));
+  options.model.zero = {flags.zero};
+  options.stages = stages_of(flags);
   options.model.trainable = flags.trainable == "all" ? Trainable::all : Trainable::attention;
   options.model.compute = compute_dtype(flags.dtype);
   options.model.device = open_device(flags.device);
@@ -84,36 +119,55 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
       ->type_name("PATH");
   command.add_option("--data", flags.data, "Texts or token files, with their shares of the tokens")
       ->type_name("FILE[:WEIGHT]");
-  command.add_option("--tokens", options.tokens, "Tokens to train on")->type_name("INT");
+  command.add_option("--tokens", flags.tokens, "Tokens to train on, by --kd and --ce")->type_name("INT");
+  command
+      .add_option("--local-tokens", flags.local_tokens,
+                  "Tokens of a stage before: each attention learns the teacher's outputs")
+      ->type_name("INT");
+  command.add_option("--ce-tokens", flags.ce_tokens, "Tokens of a stage after: the next token alone")->type_name("INT");
   command.add_option("--window", options.window, "Tokens of a sample")->capture_default_str()->type_name("INT");
   command.add_option("--batch", recipe.batch, "Samples of a step")->capture_default_str()->type_name("INT");
-  command.add_option("--micro-batch", recipe.micro_batch, "Samples that run at once")
+  command.add_option("--micro-batch", recipe.micro_batch, "Samples that a process runs at once")
       ->capture_default_str()
       ->type_name("INT");
-  command.add_option("--kd", recipe.loss.distillation, "Weight of KL(teacher || student)")
+  command.add_option("--kd", flags.main.loss.distillation, "Weight of KL(teacher || student)")
       ->capture_default_str()
       ->type_name("NUMBER");
-  command.add_option("--ce", recipe.loss.cross_entropy, "Weight of the next-token loss")
+  command.add_option("--ce", flags.main.loss.cross_entropy, "Weight of the next-token loss")
       ->capture_default_str()
       ->type_name("NUMBER");
   command.add_option("--trainable", flags.trainable, "What is trained")
       ->capture_default_str()
       ->type_name("attention|all");
-  command.add_option("--lr", recipe.learning_rate, "Learning rate of attention weights")
+  command.add_option("--lr", flags.main.learning_rates[0], "Learning rate of attention weights")
       ->capture_default_str()
       ->type_name("NUMBER");
-  command.add_option("--trunk-lr", recipe.trunk_learning_rate, "Learning rate of all others")
+  command.add_option("--kept-lr", flags.kept_rate, "Of those that have the teacher's shape (default: --lr)")
+      ->type_name("NUMBER");
+  command.add_option("--local-lr", flags.local.learning_rates[0], "Of the local stage, times each matrix's deviation")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_flag("--relative-lr", flags.main.relative_rates,
+                   "--lr and the like are times the standard deviation of each matrix");
+  command.add_option("--trunk-lr", flags.main.learning_rates[2], "Learning rate of all others")
       ->capture_default_str()
       ->type_name("NUMBER");
   command.add_option("--weight-decay", recipe.weight_decay, "Of matrices")->capture_default_str()->type_name("NUMBER");
   command.add_option("--clip", recipe.clip, "Largest norm of the gradients; 0: none")
       ->capture_default_str()
       ->type_name("NUMBER");
-  command.add_option("--schedule", recipe.schedule.kind, "Of the learning rate")
+  command.add_option("--schedule", flags.main.schedule.kind, "Of the learning rate")
       ->capture_default_str()
       ->type_name("wsd|cosine");
-  command.add_option("--warmup", options.warmup_share, "Share of the steps")->capture_default_str()->type_name("SHARE");
-  command.add_option("--decay", recipe.schedule.decay_share, "wsd: share of the steps")
+  command
+      .add_option("--guard", recipe.guard.deviations,
+                  "Steps whose loss lies so many deviations above are refused; 0: none")
+      ->capture_default_str()
+      ->type_name("NUMBER");
+  command.add_option("--warmup", options.warmup_share, "Share of a stage's steps")
+      ->capture_default_str()
+      ->type_name("SHARE");
+  command.add_option("--decay", flags.main.schedule.decay_share, "wsd: share of a stage's steps")
       ->capture_default_str()
       ->type_name("SHARE");
   command.add_option("--validation-windows", options.validation_windows, "Held out of the end of the data")
@@ -122,6 +176,10 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
   command.add_option("--save-every", options.save_every, "Steps between states")
       ->capture_default_str()
       ->type_name("INT");
+  command.add_option("--keep", options.keep, "States that stay")->capture_default_str()->type_name("INT");
+  command.add_option("--zero", flags.zero, "What processes share: 0 nothing, 1 states, 2 gradients too, 3 weights too")
+      ->capture_default_str()
+      ->type_name("0|1|2|3");
   command.add_option("--seed", options.seed, "Seed of the order of samples")->capture_default_str()->type_name("UINT");
   command.add_option("--dtype", flags.dtype, "Type to compute in; trained weights stay in f32 (f64)")
       ->capture_default_str()

@@ -3,57 +3,57 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <map>
+#include <utility>
+
 namespace cinch {
 
-AdamW::AdamW(std::vector<AdamWGroup> groups, const AdamWOptions& options)
-    : groups_(std::move(groups)), options_(options) {
-  for (const AdamWGroup& group : groups_) {
-    for (const at::Tensor& parameter : group.parameters) {
-      const at::Tensor value = parameter.detach();
-      state_.push_back(
-          {at::zeros_like(value), at::zeros_like(value), at::zeros({}, value.options().dtype(at::kFloat))});
-    }
-  }
-}
+AdamW::AdamW(std::vector<AdamWPiece> pieces, const AdamWOptions& options)
+    : pieces_(std::move(pieces)), options_(options) {}
 
-at::Tensor AdamW::clip(double most) {
+at::Tensor AdamW::squared_norm() const {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> gradients;
-  for (const AdamWGroup& group : groups_) {
-    for (const at::Tensor& parameter : group.parameters) {
-      if (parameter.grad().defined()) gradients.push_back(parameter.grad());
-    }
-  }
-  if (gradients.empty()) return at::zeros({}, at::kFloat);
-  const at::Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients)));
-  if (most > 0) at::_foreach_mul_(gradients, at::clamp_max(most / (norm + 1e-6), 1.0));
-  return norm;
+  for (const AdamWPiece& piece : pieces_) gradients.push_back(piece.gradient);
+  if (gradients.empty()) return at::zeros({}, at::kDouble);
+  return at::stack(at::_foreach_norm(gradients)).to(at::kDouble).square().sum();
 }
 
-void AdamW::step(double factor) {
+void AdamW::scale_gradients(const at::Tensor& factor) {
   const at::NoGradGuard no_grad;
-  size_t next = 0;
-  for (const AdamWGroup& group : groups_) {
+  for (AdamWPiece& piece : pieces_) piece.gradient.mul_(factor);
+}
+
+void AdamW::step(const std::vector<double>& learning_rates, bool relative) {
+  const at::NoGradGuard no_grad;
+  ++steps_;
+  struct Lists {
     std::vector<at::Tensor> values, gradients, means, squares, steps;
-    for (const at::Tensor& parameter : group.parameters) {
-      State& state = state_[next++];
-      if (!parameter.grad().defined()) continue;
-      values.push_back(parameter);
-      gradients.push_back(parameter.grad());
-      means.push_back(state.mean);
-      squares.push_back(state.square);
-      steps.push_back(state.steps.add_(1));
-    }
-    if (values.empty()) continue;
-    at::_fused_adamw_(values, gradients, means, squares, {}, steps, group.learning_rate * factor, options_.beta1,
-                      options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
+  };
+  std::map<std::pair<double, double>, Lists> groups;  // of one learning rate and decay
+  for (const AdamWPiece& piece : pieces_) {
+    const double rate = learning_rates.at(static_cast<size_t>(piece.rate)) * (relative ? piece.scale : 1.0);
+    Lists& lists = groups[{rate, piece.weight_decay}];
+    lists.values.push_back(piece.value);
+    lists.gradients.push_back(piece.gradient);
+    lists.means.push_back(piece.mean);
+    lists.squares.push_back(piece.square);
+    lists.steps.push_back(at::full({}, static_cast<double>(steps_), piece.value.options().dtype(at::kFloat)));
+  }
+  for (auto& [options, lists] : groups) {
+    at::_fused_adamw_(lists.values, lists.gradients, lists.means, lists.squares, {}, lists.steps, options.first,
+                      options_.beta1, options_.beta2, options.second, options_.eps, /*amsgrad=*/false,
+                      /*maximize=*/false);
   }
 }
 
-void AdamW::zero_grad() {
-  for (const AdamWGroup& group : groups_) {
-    for (const at::Tensor& parameter : group.parameters) parameter.mutable_grad() = at::Tensor();
+void AdamW::reset() {
+  const at::NoGradGuard no_grad;
+  for (AdamWPiece& piece : pieces_) {
+    piece.mean.zero_();
+    piece.square.zero_();
   }
+  steps_ = 0;
 }
 
 }  // namespace cinch

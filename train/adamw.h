@@ -1,9 +1,10 @@
-// AdamW (Loshchilov, Hutter, arXiv 1711.05101) through ATen's fused kernel, with groups of parameters that have rates
-// of their own.
+// AdamW (Loshchilov, Hutter, arXiv 1711.05101) through ATen's fused kernel, over pieces of flat buffers with rates of
+// their own.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <vector>
 
 namespace cinch {
@@ -12,35 +13,33 @@ struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
 };
 
-struct AdamWGroup {
-  std::vector<at::Tensor> parameters;  // leaves of one type on one device
-  double learning_rate = 1e-4;         // times the schedule's factor
-  double weight_decay = 0.01;
+/// A piece of the weights with its gradient and moments: tensors of one shape, type and device, changed in place.
+struct AdamWPiece {
+  at::Tensor value, gradient, mean, square;
+  int rate = 0;      // which of the learning rates
+  double scale = 1;  // of relative rates
+  double weight_decay = 0;
 };
 
 class AdamW {
  public:
-  AdamW(std::vector<AdamWGroup> groups, const AdamWOptions& options);
+  AdamW(std::vector<AdamWPiece> pieces, const AdamWOptions& options);
 
-  /// 2-norm of all gradients together, as a scalar tensor (nothing waits for the device); gradients above `most` are
-  /// scaled down to it (0: left as they are). Parameters without a gradient count as zero.
-  at::Tensor clip(double most);
-  /// One step at learning rate x factor. Parameters without a gradient stay as they are.
-  void step(double factor);
-  void zero_grad();
+  /// Sum of the squares of all gradients, a scalar tensor (nothing waits for the device).
+  at::Tensor squared_norm() const;
+  void scale_gradients(const at::Tensor& factor);
+  /// One step at these learning rates, by the pieces' `rate`; with `relative` times their `scale`.
+  void step(const std::vector<double>& learning_rates, bool relative = false);
+  /// Forgets the moments.
+  void reset();
 
-  /// For saving and resuming: of one parameter each, in the order of the groups.
-  struct State {
-    at::Tensor mean, square;  // like the parameter
-    at::Tensor steps;         // scalar fp32
-  };
-  std::vector<State>& state() { return state_; }
-  const std::vector<State>& state() const { return state_; }
+  int64_t steps() const { return steps_; }
+  void set_steps(int64_t steps) { steps_ = steps; }
 
  private:
-  std::vector<AdamWGroup> groups_;
+  std::vector<AdamWPiece> pieces_;
   AdamWOptions options_;
-  std::vector<State> state_;
+  int64_t steps_ = 0;  // that the moments have seen
 };
 
 }  // namespace cinch

@@ -23,6 +23,8 @@ class TokenSamples {
   };
   /// `count` samples from `position` of the endless walk on.
   Batch batch(int64_t position, int64_t count) const;
+  /// Tokens of such samples that are a target.
+  int64_t targets(int64_t position, int64_t count) const;
   int64_t samples() const { return order_.samples(); }
   int64_t length() const { return length_; }
   /// XXH3-128 of the tokens.

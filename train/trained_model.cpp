@@ -3,94 +3,310 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "core/errors.h"
 #include "model/decoder_model.h"
-#include "train/recompute.h"
 
 namespace cinch {
 namespace {
-
-/// Through all layers to the final norm; `read` gives weights in the compute type, one layer's at a time.
-at::Tensor run_model(const ModelConfig& config, const ModelFamily& family, const TensorReader& read,
-                     const at::Tensor& ids, bool recompute) {
-  at::Tensor h = ModelTrunk(config, family, read).embed(ids);
-  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    const auto forward = [&config, &family, read, layer](const at::Tensor& x) {
-      return DecoderLayer(config, layer, family.read_layer(config, layer, read)).forward(x);
-    };
-    h = recompute ? recomputed(forward, h) : forward(h);
-  }
-  return rms_norm(h, read(family.final_norm_name()), config.rms_norm_eps, config.norm_offset);
-}
 
 std::string head_tensor(const ModelConfig& config, const ModelFamily& family) {
   return config.tie_word_embeddings ? family.embedding_name() : family.head_name();
 }
 
+at::Tensor final_norm(const ModelConfig& config, const ModelFamily& family, const at::Tensor& h,
+                      const TensorReader& read) {
+  return rms_norm(h, read(family.final_norm_name()), config.rms_norm_eps, config.norm_offset);
+}
+
+using Shapes = std::vector<std::pair<std::string, std::vector<int64_t>>>;
+
 }  // namespace
 
-TrainedModel::TrainedModel(std::shared_ptr<ModelSource> source, const Options& options)
-    : source_(std::move(source)), options_(options) {
+size_t TrainedModel::unit_of(const WeightSpec& spec) const {
+  if (spec.layer >= 0) return static_cast<size_t>(1 + spec.layer);
+  return spec.name == source_->family().embedding_name() ? 0 : static_cast<size_t>(config().n_layers + 1);
+}
+
+TrainedModel::TrainedModel(std::shared_ptr<ModelSource> source, const Options& options,
+                           std::shared_ptr<ProcessGroup> group)
+    : source_(std::move(source)), options_(options), group_(std::move(group)) {
   const at::ScalarType master = options.compute == at::kDouble ? at::kDouble : at::kFloat;
+  const auto count = static_cast<size_t>(config().n_layers + 2);
+  std::vector<Shapes> trained(count), frozen(count);
   for (const WeightSpec& spec : source_->family().weights(config())) {
-    const bool trained = options.trainable == Trainable::all || spec.attention;
-    at::Tensor value = source_->tensor(spec.name, trained ? master : options.compute).to(options.device);
-    if (trained) {
-      value = value.clone().requires_grad_(true);  // not the mapped file
-      parameters_.push_back({spec.name, value, spec.layer, spec.attention});
+    const size_t unit = unit_of(spec);
+    if (options.trainable == Trainable::all || spec.attention) {
+      places_[spec.name] = {unit, trained[unit].size()};
+      parameters_.push_back({spec.name, spec.shape, spec.attention, unit, trained[unit].size()});
+      trained[unit].emplace_back(spec.name, spec.shape);
+    } else {
+      frozen[unit].emplace_back(spec.name, spec.shape);
     }
-    weights_[spec.name] = std::move(value);
+  }
+  const bool share_frozen = options.zero.weights() && group_->world() > 1;
+  for (size_t u = 0; u < count; ++u) {
+    const std::string name = u == 0 ? "embedding" : u + 1 == count ? "head" : fmt::format("layer_{}", u - 1);
+    WeightUnit& unit = units_.emplace_back(
+        name, FlatLayout(trained[u], group_->world()),
+        WeightUnit::Options{
+            .compute = options.compute, .master = master, .device = options.device, .zero = options.zero},
+        group_);
+    for (size_t i = 0; i < trained[u].size(); ++i) {
+      unit.set(i, source_->tensor(trained[u][i].first, master));
+      source_->tensors().release(trained[u][i].first);
+    }
+    if (share_frozen) {
+      FlatWeights& weights = frozen_units_.emplace_back(FlatLayout(frozen[u], group_->world()), options.compute,
+                                                        options.device, group_, /*sharded=*/true);
+      for (size_t i = 0; i < frozen[u].size(); ++i) {
+        weights.set(i, source_->tensor(frozen[u][i].first, options.compute));
+        source_->tensors().release(frozen[u][i].first);
+        frozen_[frozen[u][i].first] = weights.weight(i);
+      }
+    } else {
+      for (const auto& [weight, shape] : frozen[u])
+        frozen_[weight] = source_->tensor(weight, options.compute).to(options.device);
+    }
   }
 }
 
-at::Tensor TrainedModel::compute_weight(const std::string& name) const {
-  return weights_.at(name).to(options_.compute);
+const at::Tensor& TrainedModel::weight(const std::string& name) const {
+  const auto place = places_.find(name);
+  return place == places_.end() ? frozen_.at(name) : units_[place->second.first].leaf(place->second.second);
 }
 
-at::Tensor TrainedModel::hidden(const at::Tensor& ids) const {
-  return run_model(
-      config(), source_->family(), [this](const std::string& name) { return compute_weight(name); }, ids,
-      options_.recompute);
+void TrainedModel::start_use(size_t unit, const Teacher* teacher) {
+  units_[unit].values().start_gather();
+  if (!frozen_units_.empty()) frozen_units_[unit].start_gather();
+  if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].start_gather();
 }
 
-at::Tensor TrainedModel::head() const { return compute_weight(head_tensor(config(), source_->family())); }
+void TrainedModel::use(size_t unit, const Teacher* teacher) {
+  units_[unit].values().gather();
+  if (!frozen_units_.empty()) frozen_units_[unit].gather();
+  if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].gather();
+}
 
-Teacher::Teacher(std::shared_ptr<ModelSource> source, const TrainedModel& student, at::ScalarType compute,
-                 at::Device device)
-    : source_(std::move(source)) {
-  const ModelConfig &own = source_->config(), &other = student.config();
-  if (own.vocab_size != other.vocab_size) {
+void TrainedModel::release(size_t unit, const Teacher* teacher) {
+  units_[unit].values().release();
+  if (!frozen_units_.empty()) frozen_units_[unit].release();
+  if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].release();
+}
+
+at::Tensor TrainedModel::run_layer(int64_t layer, const at::Tensor& h) const {
+  const auto read = [this](const std::string& name) { return weight(name); };
+  return DecoderLayer(config(), layer, source_->family().read_layer(config(), layer, read)).forward(h);
+}
+
+std::pair<at::Tensor, at::Tensor> TrainedModel::run_layers(const at::Tensor& ids, const Teacher* teacher,
+                                                           std::vector<Kept>* kept) {
+  const auto read = [this](const std::string& name) { return weight(name); };
+  const int64_t layers = config().n_layers;
+  use(0, teacher);
+  if (layers > 0) start_use(1, teacher);
+  at::Tensor h;
+  {
+    // ModelTrunk also names the head and the final norm, which it does not touch here.
+    const at::AutoGradMode recording(kept != nullptr && is_trained(source_->family().embedding_name()));
+    h = ModelTrunk(config(), source_->family(), read).embed(ids);
+  }
+  at::Tensor t;
+  const auto teacher_read = [teacher](const std::string& name) { return teacher->weight(name); };
+  if (teacher != nullptr) {
+    const at::NoGradGuard no_grad;
+    t = ModelTrunk(teacher->config(), teacher->family(), teacher_read).embed(ids);
+  }
+  if (kept != nullptr) kept->push_back({{}, h});
+  const bool tied = config().tie_word_embeddings || (teacher != nullptr && teacher->config().tie_word_embeddings);
+  if (!tied) release(0, teacher);
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const auto unit = static_cast<size_t>(1 + layer);
+    use(unit, teacher);
+    start_use(unit + 1, teacher);
+    if (teacher != nullptr) {
+      const at::NoGradGuard no_grad;
+      t = DecoderLayer(teacher->config(), layer, teacher->family().read_layer(teacher->config(), layer, teacher_read))
+              .forward(t);
+    }
+    if (kept == nullptr) {
+      const at::NoGradGuard no_grad;
+      h = run_layer(layer, h);
+    } else {
+      const at::Tensor input = h.detach().requires_grad_(layer > 0 || h.requires_grad());
+      const at::AutoGradMode recording(!options_.recompute);
+      const at::Tensor output = run_layer(layer, input);
+      kept->push_back({input, options_.recompute ? at::Tensor() : output});
+      h = output.detach();
+    }
+    release(unit, teacher);
+  }
+  use(last_unit(), teacher);
+  return {h, t};
+}
+
+FinalStates TrainedModel::final_states(const at::Tensor& hidden, const at::Tensor& teacher_hidden,
+                                       const Teacher* teacher) const {
+  const ModelFamily& family = source_->family();
+  const auto read = [this](const std::string& name) { return weight(name); };
+  FinalStates states = {final_norm(config(), family, hidden, read), weight(head_tensor(config(), family)), {}, {}};
+  if (teacher != nullptr) {
+    const at::NoGradGuard no_grad;
+    const auto teacher_read = [teacher](const std::string& name) { return teacher->weight(name); };
+    states.teacher_hidden = final_norm(teacher->config(), teacher->family(), teacher_hidden, teacher_read);
+    states.teacher_head = teacher->weight(head_tensor(teacher->config(), teacher->family()));
+  }
+  return states;
+}
+
+FinalStates TrainedModel::forward(const at::Tensor& ids, const Teacher* teacher) {
+  const at::NoGradGuard no_grad;
+  const auto [h, t] = run_layers(ids, teacher, nullptr);
+  FinalStates states = final_states(h, t, teacher);
+  if (options_.zero.weights()) {  // whose memory goes
+    states.head = states.head.clone();
+    if (teacher != nullptr) states.teacher_head = states.teacher_head.clone();
+  }
+  release(last_unit(), teacher);
+  release(0, teacher);
+  return states;
+}
+
+void TrainedModel::accumulate(const at::Tensor& ids, const Teacher* teacher, const Loss& loss, bool last) {
+  std::vector<Kept> kept;
+  const auto [h, t] = run_layers(ids, teacher, &kept);
+  at::Tensor gradient;
+  {
+    const at::Tensor top = h.detach().requires_grad_(true);
+    loss(final_states(top, t, teacher)).backward();
+    gradient = top.grad();
+  }
+  units_[last_unit()].collect(last);
+  release(last_unit(), teacher);
+  for (int64_t layer = config().n_layers - 1; layer >= 0; --layer) {
+    const auto unit = static_cast<size_t>(1 + layer);
+    use(unit, nullptr);
+    if (layer > 0) start_use(unit - 1, nullptr);
+    Kept part = std::move(kept[unit]);
+    kept.pop_back();
+    if (options_.recompute) part.output = run_layer(layer, part.input);
+    torch::autograd::backward({part.output}, {gradient});
+    gradient = part.input.grad();
+    part = {};
+    units_[unit].collect(last);
+    release(unit, nullptr);
+  }
+  if (kept[0].output.requires_grad()) torch::autograd::backward({kept[0].output}, {gradient});
+  units_[0].collect(last);
+  release(0, teacher);
+}
+
+at::Tensor TrainedModel::accumulate_local(const at::Tensor& ids, const Teacher& teacher, const at::Tensor& weights,
+                                          bool last) {
+  const auto read = [this](const std::string& name) { return this->weight(name); };
+  const auto teacher_read = [&teacher](const std::string& name) { return teacher.weight(name); };
+  const int64_t layers = config().n_layers;
+  at::Tensor t, sum = at::zeros({}, at::TensorOptions(at::kDouble).device(options_.device));
+  use(0, &teacher);
+  {
+    const at::NoGradGuard no_grad;
+    t = ModelTrunk(teacher.config(), teacher.family(), teacher_read).embed(ids);
+  }
+  units_[0].collect(last);
+  release(0, &teacher);
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const auto unit = static_cast<size_t>(1 + layer);
+    use(unit, &teacher);
+    if (layer + 1 < layers) start_use(unit + 1, &teacher);
+    const DecoderLayer original(teacher.config(), layer,
+                                teacher.family().read_layer(teacher.config(), layer, teacher_read));
+    const DecoderLayer own(config(), layer, source_->family().read_layer(config(), layer, read));
+    at::Tensor input, target;
+    {
+      const at::NoGradGuard no_grad;
+      input = original.attention_input(t);
+      target = original.attention().forward(input, 0, 0, nullptr);
+      t = original.add_mlp(original.add_attention(t, target));
+    }
+    const at::ScalarType wide = options_.compute == at::kDouble ? at::kDouble : at::kFloat;
+    const at::Tensor aim = target.to(wide);
+    const at::Tensor off = own.attention().forward(input, 0, 0, nullptr).to(wide) - aim;
+    const at::Tensor errors = off.square().sum({1, 2}) / aim.square().sum({1, 2}).clamp_min(1e-30);  // (B)
+    const at::Tensor error = (errors * weights.to(errors.options())).sum();
+    error.backward();
+    sum += error.detach();
+    units_[unit].collect(last);
+    release(unit, &teacher);
+  }
+  units_[last_unit()].collect(last);
+  return sum / static_cast<double>(layers);
+}
+
+void TrainedModel::finish_reductions() {
+  for (WeightUnit& unit : units_) unit.finish_reduction();
+}
+
+void TrainedModel::visit_trained(const std::function<void(const std::string&, const at::Tensor&)>& visit) const {
+  for (const WeightUnit& unit : units_) {
+    const at::Tensor whole = unit.whole_master().cpu();
+    for (size_t i = 0; i < unit.layout().entries().size(); ++i)
+      visit(unit.layout().entries()[i].name, unit.entry(whole, i).detach());
+  }
+}
+
+Teacher::Teacher(std::shared_ptr<ModelSource> source, const TrainedModel& student)
+    : source_(std::move(source)), student_(&student) {
+  const ModelConfig& other = student.config();
+  if (config().vocab_size != other.vocab_size) {
     throw UnsupportedError(
-        fmt::format("the teacher has a vocabulary of {}, the student one of {}", own.vocab_size, other.vocab_size),
+        fmt::format("the teacher has a vocabulary of {}, the student one of {}", config().vocab_size, other.vocab_size),
         "take the model that the student was converted from");
   }
-  std::map<std::string, bool> frozen;
-  for (const WeightSpec& spec : student.source().family().weights(other)) {
-    frozen[spec.name] = !student.weight(spec.name).requires_grad();
+  if (config().n_layers != other.n_layers) {
+    throw UnsupportedError(fmt::format("the teacher has {} layers, the student {}", config().n_layers, other.n_layers),
+                           "take the model that the student was converted from");
   }
-  for (const WeightSpec& spec : source_->family().weights(own)) {
-    at::Tensor value = source_->tensor(spec.name, compute).to(device);
-    const auto shared = frozen.find(spec.name);
-    const bool same = shared != frozen.end() && shared->second && value.sizes() == student.weight(spec.name).sizes() &&
-                      at::equal(value, student.weight(spec.name));
-    if (same) {
-      value = student.weight(spec.name);
+  const at::ScalarType compute = student.options().compute;
+  const auto shares = [&](const WeightSpec& spec) {
+    if (!student.frozen_.contains(spec.name)) return false;
+    // From the files: the student may hold only its share of it.
+    const at::Tensor own = source_->tensor(spec.name, compute), others = student.source().tensor(spec.name, compute);
+    return own.sizes() == others.sizes() && at::equal(own, others);
+  };
+  std::vector<Shapes> own(static_cast<size_t>(config().n_layers + 2));
+  for (const WeightSpec& spec : source_->family().weights(config())) {
+    shapes_[spec.name] = spec.shape;
+    if (shares(spec)) {
       source_->tensors().release(spec.name);
     } else {
-      own_bytes_ += static_cast<int64_t>(value.nbytes());
+      own[student.unit_of(spec)].emplace_back(spec.name, spec.shape);
     }
-    weights_[spec.name] = std::move(value);
+  }
+  const bool sharded = !student.frozen_units_.empty();
+  for (const Shapes& unit : own) {
+    const FlatLayout layout(unit, student.group()->world());
+    if (sharded) units_.emplace_back(layout, compute, student.options().device, student.group(), true);
+    for (size_t i = 0; i < unit.size(); ++i) {
+      at::Tensor value = source_->tensor(unit[i].first, compute).to(student.options().device);
+      own_bytes_ += static_cast<int64_t>(value.nbytes());
+      if (sharded) {
+        units_.back().set(i, value);
+        value = units_.back().weight(i);
+      }
+      weights_[unit[i].first] = std::move(value);
+    }
   }
 }
 
-at::Tensor Teacher::hidden(const at::Tensor& ids) const {
-  const at::NoGradGuard no_grad;
-  return run_model(
-      source_->config(), source_->family(), [this](const std::string& name) { return weights_.at(name); }, ids,
-      /*recompute=*/false);
+bool Teacher::has(const std::string& name, const std::vector<int64_t>& shape) const {
+  const auto found = shapes_.find(name);
+  return found != shapes_.end() && found->second == shape;
 }
 
-const at::Tensor& Teacher::head() const { return weights_.at(head_tensor(source_->config(), source_->family())); }
+const at::Tensor& Teacher::weight(const std::string& name) const {
+  const auto own = weights_.find(name);
+  return own == weights_.end() ? student_->weight(name) : own->second;
+}
 
 }  // namespace cinch

@@ -7,118 +7,182 @@
 #include <algorithm>
 #include <cmath>
 
-#include "checkpoints/checkpoint_format.h"
-#include "core/digest.h"
 #include "core/errors.h"
-#include "core/files.h"
 
 namespace cinch {
-namespace {
 
-namespace fs = std::filesystem;
-constexpr const char* kState = "state.safetensors";
-constexpr const char* kManifest = "manifest.json";
-constexpr const char* kPrefix = "step_";
-
-/// Steps whose states are complete, oldest first.
-std::vector<int64_t> saved_steps(const fs::path& folder) {
-  std::vector<int64_t> steps;
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kPrefix) || name.find_first_not_of("0123456789", 5) != std::string::npos || name.size() > 24)
-      continue;
-    if (fs::exists(entry.path() / kManifest)) steps.push_back(std::stoll(name.substr(5)));
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
-
-fs::path state_folder(const fs::path& folder, int64_t step) { return folder / fmt::format("{}{}", kPrefix, step); }
-
-}  // namespace
-
-void TrainRecipe::check() const {
-  schedule.check();
-  const auto require = [](bool holds, const std::string& what) {
-    if (!holds) throw UsageError(what);
-  };
-  require(loss.cross_entropy >= 0 && loss.distillation >= 0 && loss.cross_entropy + loss.distillation > 0,
-          fmt::format("loss weights {} and {}: expected at least one above 0", loss.cross_entropy, loss.distillation));
-  require(batch > 0 && micro_batch > 0 && batch % micro_batch == 0,
-          fmt::format("a batch of {} does not divide into parts of {}", batch, micro_batch));
-  require(std::isfinite(learning_rate) && learning_rate >= 0 && std::isfinite(trunk_learning_rate) &&
-              trunk_learning_rate >= 0 && weight_decay >= 0 && clip >= 0,
-          "learning rates, weight decay and clip are finite and not negative");
-}
-
-Json TrainRecipe::to_json() const {
-  return {{"cross_entropy", loss.cross_entropy},
+Json TrainStage::to_json() const {
+  return {{"local", local},
+          {"cross_entropy", loss.cross_entropy},
           {"distillation", loss.distillation},
-          {"learning_rate", learning_rate},
-          {"trunk_learning_rate", trunk_learning_rate},
-          {"weight_decay", weight_decay},
-          {"clip", clip},
-          {"betas", {adamw.beta1, adamw.beta2}},
-          {"eps", adamw.eps},
+          {"learning_rates", learning_rates},
+          {"relative_rates", relative_rates},
           {"schedule", schedule.kind},
           {"steps", schedule.steps},
           {"warmup_steps", schedule.warmup_steps},
           {"decay_share", schedule.decay_share},
-          {"floor", schedule.floor},
+          {"floor", schedule.floor}};
+}
+
+int64_t TrainRecipe::steps() const {
+  int64_t sum = 0;
+  for (const TrainStage& stage : stages) sum += stage.schedule.steps;
+  return sum;
+}
+
+void TrainRecipe::check() const {
+  const auto require = [](bool holds, const std::string& what) {
+    if (!holds) throw UsageError(what);
+  };
+  require(!stages.empty(), "a training without stages does nothing");
+  for (const TrainStage& stage : stages) {
+    stage.schedule.check();
+    const LossWeights& loss = stage.loss;
+    require(
+        stage.local ||
+            (loss.cross_entropy >= 0 && loss.distillation >= 0 && loss.cross_entropy + loss.distillation > 0),
+        fmt::format("loss weights {} and {}: expected at least one above 0", loss.cross_entropy, loss.distillation));
+    for (const double rate : stage.learning_rates)
+      require(std::isfinite(rate) && rate >= 0, fmt::format("a learning rate of {}: expected 0 or more", rate));
+  }
+  require(batch > 0 && micro_batch > 0, fmt::format("batches of {} and {}: expected at least 1", batch, micro_batch));
+  require(weight_decay >= 0 && clip >= 0, "weight decay and clip are not negative");
+}
+
+Json TrainRecipe::to_json() const {
+  Json list = Json::array();
+  for (const TrainStage& stage : stages) list.push_back(stage.to_json());
+  return {{"stages", list},   {"weight_decay", weight_decay},
+          {"clip", clip},     {"betas", {adamw.beta1, adamw.beta2}},
+          {"eps", adamw.eps}, {"guard", {guard.deviations, guard.window, guard.fewest, guard.most_refused}},
           {"batch", batch}};
 }
 
 Trainer::Trainer(TrainedModel& model, const Teacher* teacher, const TokenSamples& samples, const TrainRecipe& recipe)
-    : model_(model), teacher_(teacher), samples_(samples), recipe_(recipe) {
+    : model_(model), teacher_(teacher), samples_(samples), recipe_(recipe), guard_(recipe.guard) {
   recipe_.check();
-  if (recipe_.loss.distillation > 0 && teacher == nullptr) throw UsageError("distillation needs a teacher");
-  std::vector<AdamWGroup> groups;
-  for (const bool attention : {true, false}) {
-    for (const bool matrix : {true, false}) {
-      AdamWGroup group{.parameters = {},
-                       .learning_rate = attention ? recipe_.learning_rate : recipe_.trunk_learning_rate,
-                       .weight_decay = matrix ? recipe_.weight_decay : 0.0};
-      for (const Parameter& parameter : model.parameters()) {
-        if (parameter.attention != attention || (parameter.value.dim() > 1) != matrix) continue;
-        group.parameters.push_back(parameter.value);
-        order_.push_back(&parameter);
-      }
-      groups.push_back(std::move(group));
-    }
+  for (const TrainStage& stage : recipe_.stages) {
+    if ((stage.local || stage.loss.distillation > 0) && teacher == nullptr)
+      throw UsageError("distillation needs a teacher");
   }
-  optimizer_.emplace(std::move(groups), recipe_.adamw);
+  make_optimizer();
 }
 
-StepReport Trainer::step() {
-  optimizer_->zero_grad();
-  StepReport report;
-  const int64_t tokens = recipe_.batch * samples_.length();
-  for (int64_t done = 0; done < recipe_.batch; done += recipe_.micro_batch) {
-    const TokenSamples::Batch batch = samples_.batch(steps_done_ * recipe_.batch + done, recipe_.micro_batch);
-    LossInputs inputs{.hidden = model_.hidden(batch.ids).flatten(0, 1),
-                      .head = model_.head(),
+RateGroup Trainer::rate_group(const Parameter& parameter) const {
+  if (!parameter.attention) return RateGroup::trunk;
+  return teacher_ != nullptr && teacher_->has(parameter.name, parameter.shape) ? RateGroup::kept : RateGroup::fresh;
+}
+
+void Trainer::make_optimizer() {
+  std::vector<AdamWPiece> pieces;
+  for (const Parameter& parameter : model_.parameters()) {
+    WeightUnit& unit = model_.units()[parameter.unit];
+    const FlatLayout::Entry& entry = unit.layout().entries()[parameter.entry];
+    const int64_t first = std::max(entry.first, unit.first());
+    const int64_t last = std::min(entry.first + entry.count, unit.first() + unit.master().size(0));
+    if (first >= last) continue;
+    const auto part = [&](const at::Tensor& whole) { return whole.narrow(0, first - unit.first(), last - first); };
+    const bool matrix = parameter.shape.size() > 1;
+    pieces.push_back(
+        {.value = part(unit.master()),
+         .gradient = part(unit.gradient()),
+         .mean = part(unit.mean()),
+         .square = part(unit.square()),
+         .rate = static_cast<int>(rate_group(parameter)),
+         .scale = model_.source().tensor(parameter.name, at::kFloat).std(/*unbiased=*/false).item<double>(),
+         .weight_decay = matrix ? recipe_.weight_decay : 0.0});
+    model_.source().tensors().release(parameter.name);
+  }
+  optimizer_.emplace(std::move(pieces), recipe_.adamw);
+}
+
+Trainer::Place Trainer::place() const {
+  Place place = {0, steps_done_};
+  while (place.stage + 1 < recipe_.stages.size() && place.step >= recipe_.stages[place.stage].schedule.steps)
+    place.step -= recipe_.stages[place.stage++].schedule.steps;
+  return place;
+}
+
+void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t count, bool last, StepReport& report) {
+  // A process without samples of its own left takes part with one that does not count: the others wait for it.
+  const bool counts = count > 0;
+  const TokenSamples::Batch batch = samples_.batch(first, std::max<int64_t>(count, 1));
+  const at::Device device = model_.options().device;
+  const at::Tensor ids = batch.ids.to(device);
+  if (stage.local) {
+    const at::Tensor weights = at::full({ids.size(0)}, counts ? 1.0 / static_cast<double>(recipe_.batch) : 0.0);
+    report.local += model_.accumulate_local(ids, *teacher_, weights, last).item<double>();
+    return;
+  }
+  const at::Tensor targets = counts ? batch.targets : at::full_like(batch.targets, kIgnoredTarget);
+  const auto loss_of = [&](const FinalStates& states) {
+    LossInputs inputs{.hidden = states.hidden.flatten(0, 1),
+                      .head = states.head,
                       .teacher_hidden = {},
-                      .teacher_head = {},
-                      .targets = batch.targets.flatten()};
-    if (recipe_.loss.distillation > 0) {
-      inputs.teacher_hidden = teacher_->hidden(batch.ids).flatten(0, 1);
-      inputs.teacher_head = teacher_->head();
-    }
-    const LossValue loss = linear_cross_entropy_kd(inputs, {.weights = recipe_.loss,
+                      .teacher_head = states.teacher_head,
+                      .targets = targets.flatten().to(device)};
+    if (states.teacher_hidden.defined()) inputs.teacher_hidden = states.teacher_hidden.flatten(0, 1);
+    const LossValue loss = linear_cross_entropy_kd(inputs, {.weights = stage.loss,
                                                             .softcap = model_.config().final_logit_softcap,
-                                                            .denominator = tokens,
+                                                            .denominator = static_cast<int64_t>(denominator_),
                                                             .chunk_bytes = recipe_.chunk_bytes});
-    loss.total.backward();
     report.loss += loss.total.item<double>();
     report.cross_entropy += loss.cross_entropy.item<double>();
     report.distillation += loss.distillation.item<double>();
+    return loss.total;
+  };
+  model_.accumulate(ids, stage.loss.distillation > 0 ? teacher_ : nullptr, loss_of, last);
+}
+
+double Trainer::clip_gradients() {
+  // Where every process has all gradients, each knows the norm.
+  std::vector<double> squares = {optimizer_->squared_norm().item<double>()};
+  if (model_.options().zero.states()) model_.group()->sum(squares);
+  const double norm = std::sqrt(squares[0]);
+  if (recipe_.clip > 0 && norm > recipe_.clip)
+    optimizer_->scale_gradients(at::scalar_tensor(recipe_.clip / (norm + 1e-6), at::kDouble));
+  return norm;
+}
+
+StepReport Trainer::step() {
+  const Place now = place();
+  const TrainStage& stage = recipe_.stages[now.stage];
+  if (now.step == 0) optimizer_->reset();
+  for (WeightUnit& unit : model_.units()) unit.zero_gradient();
+
+  StepReport report;
+  report.stage = now.stage;
+  const int64_t world = model_.group()->world(), rank = model_.group()->rank();
+  const int64_t start = steps_done_ * recipe_.batch;
+  denominator_ = static_cast<double>(std::max<int64_t>(1, samples_.targets(start, recipe_.batch)));
+  const int64_t first = recipe_.batch * rank / world, end = recipe_.batch * (rank + 1) / world;
+  const int64_t most = (recipe_.batch + world - 1) / world;  // of any process
+  const int64_t parts = (most + recipe_.micro_batch - 1) / recipe_.micro_batch;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t from = std::min(first + part * recipe_.micro_batch, end);
+    const int64_t count = std::min(recipe_.micro_batch, end - from);
+    take_micro_batch(stage, start + std::min(from, recipe_.batch - 1), count, part + 1 == parts, report);
   }
-  report.gradient_norm = optimizer_->clip(recipe_.clip).item<double>();
-  report.skipped = !std::isfinite(report.gradient_norm);
-  const double factor = recipe_.schedule.factor(steps_done_);
-  report.learning_rate = recipe_.learning_rate * factor;
-  if (!report.skipped) optimizer_->step(factor);
+  model_.finish_reductions();
+
+  std::vector<double> sums = {report.loss, report.cross_entropy, report.distillation, report.local};
+  model_.group()->sum(sums);
+  report.cross_entropy = sums[1];
+  report.distillation = sums[2];
+  report.local = sums[3];
+  report.loss = stage.local ? report.local : sums[0];
+  report.gradient_norm = clip_gradients();
+  report.skipped = !guard_.accepts(report.loss, report.gradient_norm);
+  const double factor = stage.schedule.factor(now.step);
+  report.learning_rate = stage.learning_rates[0] * factor;
+  if (!report.skipped) {
+    std::vector<double> rates;
+    for (const double rate : stage.learning_rates) rates.push_back(rate * factor);
+    if (stage.local) rates[static_cast<size_t>(RateGroup::trunk)] = 0;  // it has no gradients there
+    optimizer_->step(rates, stage.relative_rates);
+    for (WeightUnit& unit : model_.units()) unit.start_update();
+    for (WeightUnit& unit : model_.units()) unit.finish_update();
+  }
   report.step = ++steps_done_;
   return report;
 }
@@ -127,87 +191,58 @@ Json Trainer::identity() const {
   Json json = recipe_.to_json();
   json["data"] = samples_.digest();
   json["window"] = samples_.length();
+  json["trainable"] = model_.options().trainable == Trainable::all ? "all" : "attention";
+  json["compute"] = at::toString(model_.options().compute);
   return json;
 }
 
-void Trainer::save(const fs::path& folder, int keep) const {
-  std::error_code failure;
-  fs::create_directories(folder, failure);
-  if (failure) throw_system_error("cannot create", folder, failure.value());
-  const fs::path target = state_folder(folder, steps_done_);
-  fs::path temporary = target;
-  temporary += ".tmp";
-  fs::remove_all(temporary, failure);
-  fs::create_directory(temporary, failure);
-  if (failure) throw_system_error("cannot create", temporary, failure.value());
-
-  const auto sink = checkpoint_format("safetensors").create({.path = temporary / kState});
-  std::vector<TensorInfo> infos;
-  std::vector<std::pair<std::string, at::Tensor>> tensors;
-  const auto& states = optimizer_->state();
-  for (size_t i = 0; i < order_.size(); ++i) {
-    const std::string& name = order_[i]->name;
-    tensors.emplace_back("value." + name, order_[i]->value.detach());
-    tensors.emplace_back("mean." + name, states[i].mean);
-    tensors.emplace_back("square." + name, states[i].square);
-    tensors.emplace_back("steps." + name, states[i].steps);
+std::vector<StateShare> Trainer::shares() {
+  std::vector<StateShare> shares;
+  for (WeightUnit& unit : model_.units()) {
+    if (unit.empty()) continue;
+    shares.push_back({unit.name() + ".master", unit.share_of(unit.master())});
+    shares.push_back({unit.name() + ".mean", unit.share_of(unit.mean())});
+    shares.push_back({unit.name() + ".square", unit.share_of(unit.square())});
   }
-  for (const auto& [name, tensor] : tensors)
-    infos.push_back({name, file_dtype(tensor.scalar_type()), tensor.sizes().vec(), ""});
-  sink->declare(infos);
-  for (const auto& [name, tensor] : tensors)
-    sink->write(name, to_bytes(tensor.cpu(), file_dtype(tensor.scalar_type())));
-  sink->commit();
-  const Json manifest = {{"step", steps_done_}, {"identity", identity()}, {"digests", sink->digests()}};
-  write_text(temporary / kManifest, manifest.dump(1) + "\n");
-  sync_folder(temporary);
-  fs::remove_all(target, failure);
-  fs::rename(temporary, target, failure);
-  if (failure) throw_system_error("cannot write", target, failure.value());
-  sync_folder(folder);
-  const std::vector<int64_t> steps = saved_steps(folder);
-  for (size_t i = 0; i + static_cast<size_t>(std::max(keep, 1)) < steps.size(); ++i)
-    fs::remove_all(state_folder(folder, steps[i]), failure);
+  return shares;
 }
 
-bool Trainer::resume(const fs::path& folder) {
-  const std::vector<int64_t> steps = saved_steps(folder);
-  if (steps.empty()) return false;
-  const fs::path state = state_folder(folder, steps.back());
-  return with_context(fmt::format("resuming from {}", state.string()), [&] {
-    const JsonObject manifest = JsonObject::from_file(state / kManifest);
-    const Json recorded = manifest.object("identity").json(), own = identity();
-    for (const auto& [key, value] : own.items()) {
-      if (!recorded.contains(key) || recorded.at(key) != value) {
-        throw ConfigError(fmt::format("{}: {} is {}, this run's is {}", (state / kManifest).string(), key,
-                                      recorded.contains(key) ? recorded.at(key).dump() : "missing", value.dump()),
-                          "resume with the options of the run that wrote it, or start over in another folder");
-      }
+void Trainer::save(StateWriter& writer) {
+  Json units = Json::object();
+  for (const WeightUnit& unit : model_.units()) units[unit.name()] = unit.layout().size();
+  writer.start(steps_done_, shares(),
+               {{"identity", identity()},
+                {"units", units},
+                {"optimizer_steps", optimizer_->steps()},
+                {"guard", guard_.to_json()}});
+}
+
+bool Trainer::resume(const std::filesystem::path& folder) {
+  const std::optional<SavedState> saved = SavedState::latest(folder);
+  if (!saved) return false;
+  const JsonObject& manifest = saved->manifest();
+  const Json recorded = manifest.object("identity").json(), own = identity();
+  for (const auto& [key, value] : own.items()) {
+    if (recorded.contains(key) && recorded.at(key) == value) continue;
+    throw ConfigError(fmt::format("{}: its {} is {}, this run's is {}", manifest.origin(), key,
+                                  recorded.contains(key) ? recorded.at(key).dump() : "missing", value.dump()),
+                      "resume with the options of the run that wrote it, or start over in another folder");
+  }
+  const at::NoGradGuard no_grad;
+  for (WeightUnit& unit : model_.units()) {
+    if (unit.empty()) continue;
+    at::Tensor master = unit.master();
+    for (auto& [name, tensor] : {std::pair{"master", master}, {"mean", unit.mean()}, {"square", unit.square()}}) {
+      tensor.copy_(saved->read(fmt::format("{}.{}", unit.name(), name), unit.layout().size(), unit.first(),
+                               master.size(0), master.scalar_type()));
     }
-    const auto source = open_tensors(state / kState);
-    const Json digests = manifest.object("digests").json();
-    const auto read = [&](const std::string& name, const at::Tensor& like) {
-      const TensorData data = source->read(name);
-      if (!digests.contains(name) || digests.at(name) != xxh3_hex(data.bytes))
-        throw CheckpointError(fmt::format("{}: tensor \"{}\" is not what was saved", (state / kState).string(), name));
-      const at::Tensor found = to_torch(data, like.scalar_type());
-      if (found.sizes() != like.sizes()) {
-        throw CheckpointError(fmt::format("{}: tensor \"{}\" has another shape", (state / kState).string(), name));
-      }
-      return found.clone().to(like.device());
-    };
-    const at::NoGradGuard no_grad;
-    auto& states = optimizer_->state();
-    for (size_t i = 0; i < order_.size(); ++i) {
-      const std::string& name = order_[i]->name;
-      at::Tensor value = order_[i]->value;
-      value.copy_(read("value." + name, value));
-      states[i] = {read("mean." + name, states[i].mean), read("square." + name, states[i].square),
-                   read("steps." + name, states[i].steps)};
-    }
-    steps_done_ = manifest.integer("step");
-    return true;
-  });
+    unit.start_update();
+    unit.finish_update();
+  }
+  optimizer_->set_steps(manifest.integer("optimizer_steps"));
+  guard_.restore(manifest.object("guard"));
+  steps_done_ = saved->step();
+  return true;
 }
 
 }  // namespace cinch

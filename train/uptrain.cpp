@@ -2,12 +2,16 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <numeric>
 
 #include "core/errors.h"
@@ -25,7 +29,7 @@ struct Data {
 
 /// Every source fills its share of the tokens, again from its start where it is short; validation windows come from the
 /// ends, which training does not see.
-Data read_data(const ModelSource& model, const UptrainOptions& options) {
+Data read_data(const ModelSource& model, const UptrainOptions& options, int64_t tokens) {
   if (options.data.empty()) throw UsageError("there is no text to train on", "give --data FILE[:WEIGHT]...");
   const auto tokenizer = model.tokenizer();
   const double total = std::accumulate(options.data.begin(), options.data.end(), 0.0,
@@ -54,7 +58,7 @@ Data read_data(const ModelSource& model, const UptrainOptions& options) {
                        "give more text, a shorter --window, or fewer --validation-windows");
     }
     data.validation.insert(data.validation.end(), ids.begin() + kept, ids.end());
-    auto wanted = static_cast<int64_t>(std::llround(share * static_cast<double>(options.tokens)));
+    auto wanted = static_cast<int64_t>(std::llround(share * static_cast<double>(tokens)));
     for (; wanted > 0; wanted -= kept)
       data.training.insert(data.training.end(), ids.begin(), ids.begin() + std::min(kept, wanted));
   }
@@ -62,32 +66,34 @@ Data read_data(const ModelSource& model, const UptrainOptions& options) {
   return data;
 }
 
-HeldOutLosses measure(const TrainedModel& model, const Teacher* teacher, const std::vector<int64_t>& ids,
+HeldOutLosses measure(TrainedModel& model, const Teacher* teacher, const std::vector<int64_t>& ids,
                       const UptrainOptions& options) {
   const at::NoGradGuard no_grad;
-  HeldOutLosses sums;
   const int64_t length = options.window, count = static_cast<int64_t>(ids.size()) / (length + 1);
-  for (int64_t w = 0; w < count; ++w) {
+  const int64_t world = model.group()->world();
+  std::vector<double> sums = {0, 0};
+  for (int64_t first = 0; first < count; first += world) {
+    // Processes without a window of their own run the last one again: all take part in every exchange of weights.
+    const int64_t own = first + model.group()->rank(), w = std::min(own, count - 1);
     const auto window =
-        at::tensor(at::ArrayRef<int64_t>(ids.data() + w * (length + 1), static_cast<size_t>(length + 1)), at::kLong);
-    const at::Tensor input = window.slice(0, 0, length).unsqueeze(0);
-    LossInputs inputs{.hidden = model.hidden(input)[0],
-                      .head = model.head(),
+        at::tensor(at::ArrayRef<int64_t>(ids.data() + w * (length + 1), static_cast<size_t>(length + 1)), at::kLong)
+            .to(model.options().device);
+    const FinalStates states = model.forward(window.slice(0, 0, length).unsqueeze(0), teacher);
+    LossInputs inputs{.hidden = states.hidden[0],
+                      .head = states.head,
                       .teacher_hidden = {},
-                      .teacher_head = {},
+                      .teacher_head = states.teacher_head,
                       .targets = window.slice(0, 1)};
-    if (teacher != nullptr) {
-      inputs.teacher_hidden = teacher->hidden(input)[0];
-      inputs.teacher_head = teacher->head();
-    }
+    if (teacher != nullptr) inputs.teacher_hidden = states.teacher_hidden[0];
     const LossValue loss = linear_cross_entropy_kd(inputs, {.weights = {1.0, teacher != nullptr ? 1.0 : 0.0},
                                                             .softcap = model.config().final_logit_softcap,
                                                             .chunk_bytes = options.recipe.chunk_bytes});
-    sums.cross_entropy += loss.cross_entropy.item<double>() / static_cast<double>(count);
-    sums.distillation += loss.distillation.item<double>() / static_cast<double>(count);
-    sums.tokens += length;
+    if (own >= count) continue;
+    sums[0] += loss.cross_entropy.item<double>() / static_cast<double>(count);
+    sums[1] += loss.distillation.item<double>() / static_cast<double>(count);
   }
-  return sums;
+  model.group()->sum(sums);
+  return {count * length, sums[0], sums[1]};
 }
 
 /// One JSON object per step; what lies beyond the step that a run resumes from is cut off.
@@ -105,10 +111,12 @@ class Metrics {
   }
   void add(const StepReport& step, double tokens_per_second, int64_t tokens) {
     stream_ << Json({{"step", step.step},
+                     {"stage", step.stage},
                      {"tokens", tokens},
                      {"loss", step.loss},
                      {"cross_entropy", step.cross_entropy},
                      {"kl", step.distillation},
+                     {"local", step.local},
                      {"gradient_norm", step.gradient_norm},
                      {"learning_rate", step.learning_rate},
                      {"skipped", step.skipped},
@@ -134,104 +142,159 @@ std::string model_card(const ModelSource& student, const UptrainReport& report, 
       report.after.distillation);
 }
 
+/// The folder of an unfinished run, which one run at a time may use.
+class RunFolder {
+ public:
+  explicit RunFolder(const fs::path& folder) {
+    std::error_code failure;
+    fs::create_directories(folder, failure);
+    if (failure) throw_system_error("cannot create", folder, failure.value());
+    const fs::path file = folder / "lock";
+    lock_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (lock_ < 0) throw_system_error("cannot open", file, errno);
+    if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+      ::close(lock_);
+      throw UsageError(fmt::format("another run is training into {}", folder.string()), "wait for it, or stop it");
+    }
+  }
+  ~RunFolder() { ::close(lock_); }
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+ private:
+  int lock_;
+};
+
+TrainRecipe complete_recipe(const UptrainOptions& options) {
+  TrainRecipe recipe = options.recipe;
+  for (const UptrainStage& stage : options.stages) {
+    TrainStage& train = recipe.stages.emplace_back(stage.train);
+    train.schedule.steps = std::max<int64_t>(1, stage.tokens / (recipe.batch * options.window));
+    train.schedule.warmup_steps =
+        static_cast<int64_t>(std::llround(options.warmup_share * static_cast<double>(train.schedule.steps)));
+  }
+  return recipe;
+}
+
 class Run {
  public:
-  Run(std::shared_ptr<ModelSource> student, std::shared_ptr<ModelSource> teacher, UptrainOptions options)
+  Run(std::shared_ptr<ModelSource> student, std::shared_ptr<ModelSource> teacher, const UptrainOptions& options,
+      std::shared_ptr<ProcessGroup> group)
       : student_(std::move(student)),
-        options_(std::move(options)),
-        data_(read_data(*student_, options_)),
-        model_(student_, options_.model),
+        options_(options),
+        recipe_(complete_recipe(options)),
+        group_(std::move(group)),
+        folder_(training_folder(options.output.output)),
+        data_(read_data(*student_, options_, recipe_.steps() * recipe_.batch * options.window)),
+        model_(student_, options_.model, group_),
         samples_(data_.training, options_.window, options_.seed) {
-    if (teacher != nullptr) teacher_.emplace(std::move(teacher), model_, options_.model.compute, options_.model.device);
-    TrainRecipe& recipe = options_.recipe;
-    recipe.schedule.steps = std::max<int64_t>(1, options_.tokens / (recipe.batch * options_.window));
-    recipe.schedule.warmup_steps =
-        static_cast<int64_t>(std::llround(options_.warmup_share * static_cast<double>(recipe.schedule.steps)));
-    trainer_.emplace(model_, teacher_ ? &*teacher_ : nullptr, samples_, recipe);
+    if (teacher != nullptr) teacher_.emplace(std::move(teacher), model_);
+    trainer_.emplace(model_, teacher_ ? &*teacher_ : nullptr, samples_, recipe_);
   }
 
   UptrainReport run() {
     const auto start = std::chrono::steady_clock::now();
-    const fs::path folder = training_folder(options_.output.output);
     UptrainReport report;
-    for (const Parameter& parameter : model_.parameters()) report.trained_parameters += parameter.value.numel();
+    report.processes = group_->world();
+    for (const Parameter& parameter : model_.parameters())
+      report.trained_parameters +=
+          std::accumulate(parameter.shape.begin(), parameter.shape.end(), int64_t{1}, std::multiplies<>());
     report.teacher_bytes = teacher_ ? teacher_->own_bytes() : 0;
-    report.before = before(folder);
-    if (options_.resume && trainer_->resume(folder)) report.resumed_steps = trainer_->steps_done();
-    train(folder, report.resumed_steps);
+    report.before = before();
+    if (options_.resume && trainer_->resume(folder_)) report.resumed_steps = trainer_->steps_done();
+    train(report);
     report.steps = trainer_->steps_done();
-    report.tokens = report.steps * options_.recipe.batch * options_.window;
+    report.tokens = report.steps * tokens_of_step();
     report.after = measure(model_, teacher_ ? &*teacher_ : nullptr, data_.validation, options_);
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    report.tokens_per_second =
-        static_cast<double>((report.steps - report.resumed_steps) * options_.recipe.batch * options_.window) /
-        std::max(training_seconds_, 1e-9);
+    report.tokens_per_second = static_cast<double>((report.steps - report.resumed_steps) * tokens_of_step()) /
+                               std::max(training_seconds_, 1e-9);
     write(report);
-    std::error_code ignored;
-    fs::remove_all(folder, ignored);
     return report;
   }
 
  private:
+  int64_t tokens_of_step() const { return recipe_.batch * options_.window; }
+
   /// Measured once, before the first step.
-  HeldOutLosses before(const fs::path& folder) {
-    const fs::path file = folder / "before.json";
-    if (options_.resume && fs::exists(file)) {
+  HeldOutLosses before() {
+    const fs::path file = folder_ / "before.json";
+    std::vector<double> known = {options_.resume && fs::exists(file) ? 0.0 : 1.0};
+    group_->largest(known);  // all processes measure, or none
+    if (known[0] == 0) {
       const JsonObject json = JsonObject::from_file(file);
       return {json.integer("tokens"), json.number("cross_entropy"), json.number("kl")};
     }
-    fs::create_directories(folder);
     const HeldOutLosses losses = measure(model_, teacher_ ? &*teacher_ : nullptr, data_.validation, options_);
-    write_text(file, losses.to_json().dump() + "\n");
+    if (group_->first()) write_text(file, losses.to_json().dump() + "\n");
     return losses;
   }
 
-  void train(const fs::path& folder, int64_t resumed) {
-    const int64_t steps = options_.recipe.schedule.steps, per_step = options_.recipe.batch * options_.window;
-    Metrics metrics(folder / "metrics.jsonl", resumed);
-    Progress progress(
-        {.phase = "uptrain", .unit = "tokens", .total = static_cast<uint64_t>((steps - resumed) * per_step)});
+  void train(UptrainReport& report) {
+    const int64_t steps = recipe_.steps(), per_step = tokens_of_step(), resumed = report.resumed_steps;
+    StateWriter states(folder_, group_, options_.keep);
+    std::optional<Metrics> metrics;
+    std::optional<Progress> progress;
+    if (group_->first()) {
+      metrics.emplace(folder_ / "metrics.jsonl", resumed);
+      progress.emplace(Progress::Options{
+          .phase = "uptrain", .unit = "tokens", .total = static_cast<uint64_t>((steps - resumed) * per_step)});
+    }
     const auto start = std::chrono::steady_clock::now();
     while (!trainer_->done()) {
       const StepReport step = trainer_->step();
       training_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      metrics.add(step, static_cast<double>((step.step - resumed) * per_step) / training_seconds_,
-                  step.step * per_step);
-      log_detail(fmt::format("step {}: loss {:.4f}, KL {:.4f}", step.step, step.loss, step.distillation));
-      progress.advance(static_cast<uint64_t>(per_step));
-      if (step.skipped) log_warning(fmt::format("step {}: a gradient was not finite, nothing was changed", step.step));
-      const bool stops = interrupt_requested();
-      if (stops || (step.step % options_.save_every == 0 && !trainer_->done())) trainer_->save(folder);
-      if (stops) check_interrupt("the state is saved; the same command with --resume goes on");
+      if (step.skipped) ++report.skipped_steps;
+      if (group_->first()) {
+        metrics->add(step, static_cast<double>((step.step - resumed) * per_step) / training_seconds_,
+                     step.step * per_step);
+        log_detail(fmt::format("step {}: loss {:.4f}, KL {:.4f}", step.step, step.loss, step.distillation));
+        progress->advance(static_cast<uint64_t>(per_step));
+        if (step.skipped) {
+          log_warning(fmt::format("step {}: loss {:.4g}, gradient norm {:.4g}: refused, nothing was changed", step.step,
+                                  step.loss, step.gradient_norm));
+        }
+      }
+      // All processes do the same at the same step: stop when one is asked to, complete a state when all have written.
+      std::vector<double> ask = {interrupt_requested() ? 1.0 : 0.0, states.written() ? 0.0 : 1.0};
+      group_->largest(ask);
+      const bool stops = ask[0] > 0;
+      if (states.busy() && ask[1] == 0) states.finish();
+      if (stops || (step.step % options_.save_every == 0 && !trainer_->done())) trainer_->save(states);
+      if (!stops) continue;
+      states.finish();
+      throw InterruptedError("interrupted", "the state is saved; the same command with --resume goes on");
     }
-    progress.finish();
+    states.finish();
+    if (progress) progress->finish();
   }
 
   void write(const UptrainReport& report) {
-    const auto writer = ModelWriter::create(student_->config(), *student_, options_.output);
-    std::map<std::string, at::Tensor> trained;
-    for (const Parameter& parameter : model_.parameters()) trained[parameter.name] = parameter.value.detach().cpu();
+    std::unique_ptr<ModelWriter> writer;
+    std::map<std::string, WeightSpec> written;
+    if (group_->first()) writer = ModelWriter::create(student_->config(), *student_, options_.output);
+    model_.visit_trained([&](const std::string& name, const at::Tensor& value) {
+      if (writer != nullptr) writer->write(name, value);
+    });
+    if (writer == nullptr) return group_->barrier();
     for (const WeightSpec& weight : student_->family().weights(student_->config())) {
-      if (const auto found = trained.find(weight.name); found != trained.end()) {
-        writer->write(weight.name, found->second);
-      } else {
-        writer->copy(weight.name);
-      }
+      if (!model_.is_trained(weight.name)) writer->copy(weight.name);
     }
-    const Json provenance = {{"cinch", options_.version},
-                             {"command", "uptrain"},
-                             {"source", student_->path().filename().string()},
-                             {"recipe", options_.recipe.to_json()},
-                             {"data", samples_.digest()},
-                             {"report", report.to_json()},
-                             {"digests", writer->digests()}};
+    const Json provenance = {
+        {"cinch", options_.version},   {"command", "uptrain"},      {"source", student_->path().filename().string()},
+        {"recipe", recipe_.to_json()}, {"data", samples_.digest()}, {"report", report.to_json()},
+        {"digests", writer->digests()}};
     writer->write_side_file("cinch.json", provenance.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
     writer->write_side_file("README.md", model_card(*student_, report, options_));
     writer->commit();
+    group_->barrier();
   }
 
   std::shared_ptr<ModelSource> student_;
   UptrainOptions options_;
+  TrainRecipe recipe_;
+  std::shared_ptr<ProcessGroup> group_;
+  fs::path folder_;
   Data data_;
   TrainedModel model_;
   TokenSamples samples_;
@@ -239,6 +302,17 @@ class Run {
   std::optional<Trainer> trainer_;
   double training_seconds_ = 0;
 };
+
+/// Before any work: an unfinished run is gone on with, replaced, or refused.
+void check_unfinished(const fs::path& folder, const UptrainOptions& options) {
+  if (!fs::exists(folder) || options.resume) return;
+  if (!options.output.force) {
+    throw UsageError(fmt::format("there is an unfinished run to {}", options.output.output.string()),
+                     "--resume goes on with it, --force starts over");
+  }
+  const RunFolder own(folder);  // not one that runs
+  fs::remove_all(folder);
+}
 
 }  // namespace
 
@@ -250,6 +324,8 @@ Json UptrainReport::to_json() const {
   return {{"steps", steps},
           {"resumed_steps", resumed_steps},
           {"tokens", tokens},
+          {"skipped_steps", skipped_steps},
+          {"processes", processes},
           {"trained_parameters", trained_parameters},
           {"teacher_bytes", teacher_bytes},
           {"before", before.to_json()},
@@ -265,20 +341,26 @@ fs::path training_folder(const fs::path& output) {
 }
 
 UptrainReport uptrain(std::shared_ptr<ModelSource> student, std::shared_ptr<ModelSource> teacher,
-                      const UptrainOptions& options) {
+                      const UptrainOptions& options, std::shared_ptr<ProcessGroup> group) {
   const fs::path folder = training_folder(options.output.output);
-  if (fs::exists(folder) && !options.resume) {
-    if (!options.output.force) {
-      throw UsageError(fmt::format("there is an unfinished run to {}", options.output.output.string()),
-                       "--resume goes on with it, --force starts over");
-    }
-    fs::remove_all(folder);
-  }
-  if (options.recipe.loss.distillation == 0) teacher = nullptr;
-  if (options.recipe.loss.distillation > 0 && teacher == nullptr) {
+  const bool distils = std::any_of(options.stages.begin(), options.stages.end(), [](const UptrainStage& stage) {
+    return stage.train.local || stage.train.loss.distillation > 0;
+  });
+  if (distils && teacher == nullptr)
     throw UsageError("distillation needs a teacher", "give --teacher MODEL, or --kd 0 --ce 1");
+  if (!distils) teacher = nullptr;
+  std::optional<RunFolder> lock;
+  if (group->first()) {
+    check_unfinished(folder, options);
+    lock.emplace(folder);
   }
-  return Run(std::move(student), std::move(teacher), options).run();
+  group->barrier();
+  UptrainReport report = Run(std::move(student), std::move(teacher), options, group).run();
+  if (group->first()) {
+    std::error_code ignored;
+    fs::remove_all(folder, ignored);
+  }
+  return report;
 }
 
 }  // namespace cinch

@@ -70,9 +70,12 @@ TEST(UptrainCommand, BadUsage) {
   EXPECT_EQ(code({"--teacher", student}), 2);                                            // no --tokens
   EXPECT_EQ(code({"--tokens", "1000"}), 2);                                              // no teacher
   EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--window", "4096"}), 2);    // beyond the context
-  EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--batch", "5"}), 2);        // does not divide
+  EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--batch", "0"}), 2);        // nothing
   EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--schedule", "step"}), 2);  // unknown
   EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--trainable", "mlp"}), 2);
+  EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--zero", "4"}), 2);
+  EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--keep", "0"}), 2);
+  EXPECT_EQ(code({"--teacher", student, "--tokens", "-5"}), 2);
   EXPECT_EQ(code({"--teacher", student, "--tokens", "1000", "--kd", "0"}), 2);  // nothing to learn
   EXPECT_EQ(code({"--teacher", "/nowhere", "--tokens", "1000"}), 2);
   EXPECT_FALSE(std::filesystem::exists(out));

@@ -8,7 +8,9 @@
 namespace cinch {
 namespace {
 
-at::Tensor leaf(at::IntArrayRef shape) { return at::randn(shape, at::kDouble).requires_grad_(true); }
+AdamWPiece piece(const at::Tensor& value, int rate = 0, double weight_decay = 0, double scale = 1) {
+  return {value, at::randn_like(value), at::zeros_like(value), at::zeros_like(value), rate, scale, weight_decay};
+}
 
 /// The textbook's steps, element by element.
 struct Plain {
@@ -33,43 +35,36 @@ struct Plain {
 
 TEST(AdamW, TakesTheTextbooksSteps) {
   at::manual_seed(1);
-  const at::Tensor a = leaf({3, 4}), b = leaf({5});
-  AdamW optimizer({{{a}, 1e-2, 0.1}, {{b}, 1e-3, 0.0}}, {});
-  Plain plain_a(a), plain_b(b);
-  for (int step = 0; step < 5; ++step) {
-    optimizer.zero_grad();
-    ((a * a).sum() + (b.sin() * (1 + step)).sum()).backward();
-    plain_a.step(a.grad(), 1e-2 * 0.5, 0.1);
-    plain_b.step(b.grad(), 1e-3 * 0.5, 0.0);
-    optimizer.step(0.5);
+  const AdamWPiece a = piece(at::randn({3, 4}, at::kDouble), 0, 0.1), b = piece(at::randn({5}, at::kDouble), 1, 0, 3);
+  for (const bool relative : {false, true}) {
+    AdamW optimizer({a, b}, {});
+    optimizer.reset();
+    Plain plain_a(a.value), plain_b(b.value);
+    for (int step = 0; step < 5; ++step) {
+      a.gradient.copy_(at::randn_like(a.value));
+      b.gradient.copy_(at::randn_like(b.value));
+      plain_a.step(a.gradient, 5e-3, 0.1);
+      plain_b.step(b.gradient, relative ? 1.5e-3 : 5e-4, 0.0);
+      optimizer.step({5e-3, 5e-4}, relative);
+    }
+    EXPECT_EQ(optimizer.steps(), 5);
+    for (const auto& [value, plain] : {std::pair{a.value, plain_a}, {b.value, plain_b}}) {
+      for (size_t i = 0; i < plain.value.size(); ++i)
+        EXPECT_NEAR(value.flatten()[static_cast<int64_t>(i)].item<double>(), plain.value[i], 1e-7);
+    }
   }
-  for (size_t i = 0; i < plain_a.value.size(); ++i)
-    EXPECT_NEAR(a.flatten()[static_cast<int64_t>(i)].item<double>(), plain_a.value[i], 1e-7);
-  for (size_t i = 0; i < plain_b.value.size(); ++i)
-    EXPECT_NEAR(b[static_cast<int64_t>(i)].item<double>(), plain_b.value[i], 1e-7);
 }
 
-TEST(AdamW, ClipsTheNormOfAllGradientsTogether) {
-  const at::Tensor a = leaf({2}), b = leaf({2});
-  AdamW optimizer({{{a}, 1e-2, 0}, {{b}, 1e-2, 0}}, {});
-  (a * at::tensor({3.0, 0.0}, at::kDouble) + b * at::tensor({0.0, 4.0}, at::kDouble)).sum().backward();
-  EXPECT_NEAR(optimizer.clip(0).item<double>(), 5, 1e-6);
-  EXPECT_NEAR(optimizer.clip(10).item<double>(), 5, 1e-6);
-  EXPECT_NEAR(a.grad()[0].item<double>(), 3, 1e-6);
-  EXPECT_NEAR(optimizer.clip(1).item<double>(), 5, 1e-6);
-  EXPECT_NEAR(a.grad()[0].item<double>(), 0.6, 1e-5);
-  EXPECT_NEAR(b.grad()[1].item<double>(), 0.8, 1e-5);
-}
-
-TEST(AdamW, LeavesAloneWhatHasNoGradient) {
-  const at::Tensor a = leaf({2}), b = leaf({2});
-  const at::Tensor before = b.detach().clone();
-  AdamW optimizer({{{a, b}, 1e-2, 0.5}}, {});
-  a.sum().backward();
-  optimizer.step(1);
-  EXPECT_TRUE(at::equal(b.detach(), before));
-  EXPECT_EQ(optimizer.state()[0].steps.item<float>(), 1);
-  EXPECT_EQ(optimizer.state()[1].steps.item<float>(), 0);
+TEST(AdamW, KnowsTheNormOfAllGradientsTogether) {
+  const AdamWPiece a = piece(at::zeros({2})), b = piece(at::zeros({2}));
+  a.gradient.copy_(at::tensor({3.0, 0.0}));
+  b.gradient.copy_(at::tensor({0.0, 4.0}));
+  AdamW optimizer({a, b}, {});
+  EXPECT_NEAR(optimizer.squared_norm().item<double>(), 25, 1e-5);
+  optimizer.scale_gradients(at::scalar_tensor(0.2));
+  EXPECT_NEAR(a.gradient[0].item<double>(), 0.6, 1e-6);
+  EXPECT_NEAR(b.gradient[1].item<double>(), 0.8, 1e-6);
+  EXPECT_EQ(AdamW({}, {}).squared_norm().item<double>(), 0);
 }
 
 }  // namespace

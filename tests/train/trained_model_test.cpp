@@ -8,8 +8,7 @@
 #include "model/decoder_model.h"
 #include "tests/model/golden.h"
 #include "tests/model/latent_model.h"
-#include "train/adamw.h"
-#include "train/linear_cross_entropy_kd.h"
+#include "tests/train/tiny_run.h"
 
 namespace cinch {
 namespace {
@@ -23,29 +22,58 @@ class TrainedModelOf : public testing::TestWithParam<GoldenCase> {};
 
 TEST_P(TrainedModelOf, ComputesTheModel) {
   const auto source = GoldenModel(GetParam()).open();
-  const TrainedModel model(source, {.compute = at::kDouble});
+  TrainedModel model(source, {.compute = at::kDouble});
   const at::Tensor ids = some_ids(model.config().vocab_size);
-  at::Tensor logits = at::linear(model.hidden(ids), model.head());
+  const FinalStates states = model.forward(ids);
+  at::Tensor logits = at::linear(states.hidden, states.head);
   if (model.config().final_logit_softcap > 0)
     logits = at::tanh(logits / model.config().final_logit_softcap) * model.config().final_logit_softcap;
-  EXPECT_LT(relative_difference(logits.detach(), DecoderModel(source, at::kDouble).forward(ids)), 1e-12);
+  EXPECT_LT(relative_difference(logits, DecoderModel(source, at::kDouble).forward(ids)), 1e-12);
 }
 
-TEST_P(TrainedModelOf, RecomputationGivesTheSameGradients) {
+/// Gradients of the sum of squares of all final states, as the whole graph at once gives them.
+NamedTensors plain_gradients(ModelSource& source, const at::Tensor& ids) {
+  const ModelConfig& config = source.config();
+  NamedTensors leaves;
+  for (const WeightSpec& spec : source.family().weights(config))
+    leaves[spec.name] = source.tensor(spec.name, at::kDouble).clone().requires_grad_(true);
+  const auto read = [&](const std::string& name) { return leaves.at(name); };
+  at::Tensor h = ModelTrunk(config, source.family(), read).embed(ids);
+  for (int64_t layer = 0; layer < config.n_layers; ++layer)
+    h = DecoderLayer(config, layer, source.family().read_layer(config, layer, read)).forward(h);
+  rms_norm(h, read(source.family().final_norm_name()), config.rms_norm_eps, config.norm_offset)
+      .square()
+      .sum()
+      .backward();
+  NamedTensors gradients;
+  for (const auto& [name, leaf] : leaves) {
+    if (leaf.grad().defined()) gradients[name] = leaf.grad();
+  }
+  return gradients;
+}
+
+TEST_P(TrainedModelOf, GradientsUnitByUnitAreThoseOfTheWholeGraph) {
   const auto source = GoldenModel(GetParam()).open();
   const at::Tensor ids = some_ids(source->config().vocab_size);
-  std::vector<std::vector<at::Tensor>> gradients;
-  for (const bool recompute : {false, true}) {
-    const TrainedModel model(source, {.compute = at::kDouble, .recompute = recompute});
-    model.hidden(ids).square().sum().backward();
-    gradients.emplace_back();
-    for (const Parameter& parameter : model.parameters()) {
-      EXPECT_TRUE(parameter.attention);
-      gradients.back().push_back(parameter.value.grad());
+  const NamedTensors plain = plain_gradients(*source, ids);
+  for (const Trainable trainable : {Trainable::attention, Trainable::all}) {
+    for (const bool recompute : {false, true}) {
+      TrainedModel model(source, {.trainable = trainable, .compute = at::kDouble, .recompute = recompute});
+      model.accumulate(
+          ids, nullptr, [](const FinalStates& states) { return states.hidden.square().sum(); }, true);
+      model.finish_reductions();
+      for (const Parameter& parameter : model.parameters()) {
+        const WeightUnit& unit = model.units()[parameter.unit];
+        const at::Tensor found = unit.entry(unit.gradient(), parameter.entry);
+        const auto expected = plain.find(parameter.name);
+        if (expected == plain.end()) {
+          EXPECT_EQ(found.abs().max().item<double>(), 0) << parameter.name;
+        } else {
+          EXPECT_LT(relative_difference(found, expected->second), 1e-12) << parameter.name;
+        }
+      }
     }
   }
-  for (size_t i = 0; i < gradients[0].size(); ++i)
-    EXPECT_LT(relative_difference(gradients[1][i], gradients[0][i]), 1e-12) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, TrainedModelOf, testing::ValuesIn(golden_families()),
@@ -55,8 +83,6 @@ TEST(TrainedModel, AllMeansEveryWeight) {
   const auto source = GoldenModel({"llama_mha"}).open();  // tied
   const TrainedModel model(source, {.trainable = Trainable::all, .compute = at::kDouble});
   EXPECT_EQ(model.parameters().size(), source->family().weights(source->config()).size());
-  at::linear(model.hidden(some_ids(96)), model.head()).square().sum().backward();
-  for (const Parameter& parameter : model.parameters()) EXPECT_TRUE(parameter.value.grad().defined()) << parameter.name;
 }
 
 /// llama_gqa with random latents: a student that knows nothing of its source.
@@ -79,42 +105,88 @@ TEST(Teacher, SharesWhatTheStudentKeeps) {
     everything += bytes;
     if (spec.attention) attention += bytes;
   }
-  EXPECT_EQ(Teacher(source, student, at::kFloat, at::kCPU).own_bytes(), attention);
-  EXPECT_EQ(Teacher(source, all, at::kFloat, at::kCPU).own_bytes(), everything);
-  const Teacher teacher(source, student, at::kFloat, at::kCPU);
+  EXPECT_EQ(Teacher(source, student).own_bytes(), attention);
+  EXPECT_EQ(Teacher(source, all).own_bytes(), everything);
+  const Teacher teacher(source, student);
+  for (const WeightSpec& spec : source->family().weights(source->config()))
+    EXPECT_TRUE(teacher.has(spec.name, spec.shape));
+  EXPECT_FALSE(teacher.has("model.layers.0.self_attn.q_proj.weight", {1, 2}));
+  EXPECT_FALSE(teacher.has("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", {24, 64}));
+  TrainedModel runs(student_source, {});
   const at::Tensor ids = some_ids(96);
-  const at::Tensor logits = at::linear(teacher.hidden(ids), teacher.head());
-  EXPECT_FALSE(logits.requires_grad());
-  EXPECT_LT(relative_difference(logits, DecoderModel(source, at::kFloat).forward(ids)), 1e-6);
-  const auto other = GoldenModel({"deepseek_v2"}).open();
-  EXPECT_NO_THROW(Teacher(other, student, at::kFloat, at::kCPU));  // of the same vocabulary: any model may teach
+  const FinalStates states = runs.forward(ids, &teacher);
+  EXPECT_LT(relative_difference(at::linear(states.teacher_hidden, states.teacher_head),
+                                DecoderModel(source, at::kFloat).forward(ids)),
+            1e-6);
+  EXPECT_LT(relative_difference(at::linear(states.hidden, states.head),
+                                DecoderModel(student_source, at::kFloat).forward(ids)),
+            1e-6);
+  EXPECT_NO_THROW(Teacher(GoldenModel({"deepseek_v2"}).open(), student));  // of the same sizes: any model may teach
 }
 
-TEST(Training, DistillationBringsARandomStudentNearer) {
+TrainRecipe healing(bool local) {
+  return {.stages = {{.local = local,
+                      .loss = {0, 1},
+                      .learning_rates = {1e-2, 1e-2, 0},
+                      .schedule = {.steps = 40, .warmup_steps = 2}}},
+          .batch = 8,
+          .micro_batch = 8};
+}
+
+TEST(Training, BringsARandomStudentNearer) {
   const TempFolder folder;
   const auto source = GoldenModel({"llama_gqa"}).open();
-  const TrainedModel student(random_student(folder / "student"), {.recompute = true});
-  const Teacher teacher(source, student, at::kFloat, at::kCPU);
-  std::vector<at::Tensor> values;
-  for (const Parameter& parameter : student.parameters()) values.push_back(parameter.value);
-  AdamW optimizer({{values, 1e-2, 0.0}}, {});
-  const at::Tensor ids = some_ids(96, 8, 16), targets = at::zeros({8 * 16}, at::kLong);
-  double first = 0, last = 0;
-  for (int step = 0; step < 40; ++step) {
-    optimizer.zero_grad();
-    const LossValue loss = linear_cross_entropy_kd({.hidden = student.hidden(ids).flatten(0, 1),
-                                                    .head = student.head(),
-                                                    .teacher_hidden = teacher.hidden(ids).flatten(0, 1),
-                                                    .teacher_head = teacher.head(),
-                                                    .targets = targets},
-                                                   {});
-    loss.total.backward();
-    optimizer.clip(1.0);
-    optimizer.step(1.0);
-    last = loss.distillation.item<double>();
-    if (step == 0) first = last;
+  const auto student_source = random_student(folder / "student");
+  for (const bool local : {false, true}) {
+    TrainedModel student(student_source, {.recompute = true});
+    const Teacher teacher(source, student);
+    const TokenSamples samples(arbitrary_text(129, 96), 16, 1);
+    Trainer trainer(student, &teacher, samples, healing(local));
+    double first = 0, last = 0;
+    while (!trainer.done()) {
+      const StepReport step = trainer.step();
+      last = step.loss;
+      if (step.step == 1) first = last;
+    }
+    EXPECT_LT(last, 0.3 * first) << local;
   }
-  EXPECT_LT(last, 0.3 * first);
+}
+
+/// The same gradients whatever the parts, and those of a loss written out for one layer.
+TEST(Training, LocalLossIsOfEachLayersAttentionAlone) {
+  const TempFolder folder;
+  const auto source = GoldenModel({"llama_gqa"}).open();
+  const auto student_source = random_student(folder / "student");
+  const at::Tensor ids = some_ids(96, 4, 12);
+  TrainedModel whole(student_source, {.compute = at::kDouble}), parts(student_source, {.compute = at::kDouble});
+  const Teacher teacher(source, whole);
+  const at::Tensor weights = at::full({4}, 0.25, at::kDouble);
+  const double error = whole.accumulate_local(ids, teacher, weights, true).item<double>();
+  double sum = 0;
+  for (int64_t i = 0; i < 4; ++i)
+    sum += parts.accumulate_local(ids.narrow(0, i, 1), teacher, weights.narrow(0, i, 1), i == 3).item<double>();
+  EXPECT_NEAR(sum, error, 1e-12 * error);
+  for (size_t u = 0; u < whole.units().size(); ++u) {
+    if (whole.units()[u].empty()) continue;
+    EXPECT_LT(relative_difference(parts.units()[u].gradient(), whole.units()[u].gradient()), 1e-12);
+  }
+
+  const auto layer_of = [&](ModelSource& model, int64_t layer) {
+    return DecoderLayer(model.config(), layer,
+                        model.family().read_layer(model.config(), layer, [&](const std::string& name) {
+                          return model.tensor(name, at::kDouble);
+                        }));
+  };
+  at::Tensor h = ModelTrunk(*source, at::kDouble, at::kCPU).embed(ids);
+  double expected = 0;
+  for (int64_t layer = 0; layer < source->config().n_layers; ++layer) {
+    const DecoderLayer original = layer_of(*source, layer);
+    const at::Tensor x = original.attention_input(h), aim = original.attention().forward(x, 0, 0, nullptr);
+    const at::Tensor off = layer_of(*student_source, layer).attention().forward(x, 0, 0, nullptr) - aim;
+    expected += (off.square().sum({1, 2}) / aim.square().sum({1, 2})).mean().item<double>();
+    h = original.forward(h);
+  }
+  EXPECT_NEAR(error, expected / static_cast<double>(source->config().n_layers), 1e-12);
 }
 
 }  // namespace

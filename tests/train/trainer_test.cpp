@@ -10,81 +10,21 @@
 #include <set>
 
 #include "core/errors.h"
-#include "tests/model/golden.h"
+#include "tests/train/tiny_run.h"
 
 namespace cinch {
 namespace {
-
-std::vector<int64_t> text(int64_t tokens, int64_t vocabulary) {
-  std::vector<int64_t> ids;
-  for (int64_t i = 0; i < tokens; ++i) ids.push_back((i * i * 31 + i * 7) % vocabulary);
-  return ids;
-}
-
-struct TinyRun {
-  std::shared_ptr<ModelSource> source = GoldenModel({"llama_gqa"}).open();
-  TrainedModel model;
-  Teacher teacher;
-  TokenSamples samples{text(2000, 96), 16, 5};
-  Trainer trainer;
-
-  static TrainRecipe recipe() {
-    return {.loss = {0.5, 0.5},
-            .learning_rate = 1e-3,
-            .schedule = {.steps = 8, .warmup_steps = 2},
-            .batch = 8,
-            .micro_batch = 4};
-  }
-  explicit TinyRun(const TrainRecipe& recipe = TinyRun::recipe(),
-                   TrainedModel::Options options = {.compute = at::kDouble})
-      : model(source, options),
-        teacher(GoldenModel({"llama_gqa"}).open(), model, options.compute, at::kCPU),
-        trainer(model, &teacher, samples, recipe) {}
-
-  std::vector<at::Tensor> weights() const {
-    std::vector<at::Tensor> result;
-    for (const Parameter& parameter : model.parameters()) result.push_back(parameter.value.detach().clone());
-    return result;
-  }
-  void steps(int count) {
-    for (int i = 0; i < count; ++i) trainer.step();
-  }
-};
-
-void expect_near(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b, double tolerance) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) EXPECT_LE(relative_difference(a[i], b[i]), tolerance) << i;
-}
-
-TEST(Trainer, AccumulationAndRecomputationDoNotMatter) {
-  TinyRun whole([] {
-    TrainRecipe r = TinyRun::recipe();
-    r.micro_batch = 8;
-    return r;
-  }());
-  whole.steps(5);
-  for (const int64_t micro : {1, 2, 4}) {
-    for (const bool recompute : {false, true}) {
-      TrainRecipe recipe = TinyRun::recipe();
-      recipe.micro_batch = micro;
-      TinyRun run(recipe, {.compute = at::kDouble, .recompute = recompute});
-      run.steps(5);
-      expect_near(run.weights(), whole.weights(), 1e-12);
-    }
-  }
-}
 
 TEST(Trainer, ResumesToTheBit) {
   const TempFolder folder;
   TinyRun straight, first, second;
   straight.steps(6);
   first.steps(3);
-  first.trainer.save(folder / "states");
+  first.save(folder / "states");
   EXPECT_TRUE(second.trainer.resume(folder / "states"));
   EXPECT_EQ(second.trainer.steps_done(), 3);
   second.steps(3);
-  const auto a = straight.weights(), b = second.weights();
-  for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << i;
+  expect_equal(second.weights(), straight.weights());
 }
 
 TEST(Trainer, KeepsTheLastStatesAndIgnoresUnfinishedOnes) {
@@ -92,7 +32,7 @@ TEST(Trainer, KeepsTheLastStatesAndIgnoresUnfinishedOnes) {
   TinyRun run;
   for (int i = 0; i < 4; ++i) {
     run.steps(1);
-    run.trainer.save(folder / "states", 2);
+    run.save(folder / "states", 2);
   }
   std::set<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(folder / "states"))
@@ -110,18 +50,18 @@ TEST(Trainer, RefusesStatesOfOtherRunsAndDamagedOnes) {
   const TempFolder folder;
   TinyRun run;
   run.steps(1);
-  run.trainer.save(folder / "states");
-  TrainRecipe recipe = TinyRun::recipe();
-  recipe.learning_rate = 2e-3;
+  run.save(folder / "states");
+  TrainRecipe recipe = tiny_recipe();
+  recipe.clip = 2;
   try {
     TinyRun(recipe).trainer.resume(folder / "states");
     FAIL();
   } catch (const std::exception& error) {
     const ErrorReport report = describe_error(error);
     EXPECT_EQ(report.exit_code, ExitCode::bad_input);
-    EXPECT_THAT(report.lines.front(), testing::HasSubstr("learning_rate is 0.001, this run's is 0.002"));
+    EXPECT_THAT(report.lines.front(), testing::HasSubstr("clip is 1.0, this run's is 2.0"));
   }
-  const auto file = folder / "states" / "step_1" / "state.safetensors";
+  const auto file = folder / "states" / "step_1" / "share_0_of_1.safetensors";
   {
     std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
     stream.seekp(-3, std::ios::end);
@@ -139,15 +79,15 @@ TEST(Trainer, RefusesStatesOfOtherRunsAndDamagedOnes) {
 
 TEST(Trainer, ChecksItsRecipe) {
   const auto with = [](const std::function<void(TrainRecipe&)>& change) {
-    TrainRecipe recipe = TinyRun::recipe();
+    TrainRecipe recipe = tiny_recipe();
     change(recipe);
     return recipe;
   };
-  EXPECT_THROW(with([](TrainRecipe& r) { r.micro_batch = 3; }).check(), UsageError);
-  EXPECT_THROW(with([](TrainRecipe& r) { r.loss = {0, 0}; }).check(), UsageError);
-  EXPECT_THROW(with([](TrainRecipe& r) { r.learning_rate = -1; }).check(), UsageError);
-  EXPECT_THROW(with([](TrainRecipe& r) { r.schedule.steps = 0; }).check(), UsageError);
-  EXPECT_NO_THROW(TinyRun::recipe().check());
+  EXPECT_THROW(with([](TrainRecipe& r) { r.micro_batch = 0; }).check(), UsageError);
+  EXPECT_THROW(with([](TrainRecipe& r) { r.stages[0].loss = {0, 0}; }).check(), UsageError);
+  EXPECT_THROW(with([](TrainRecipe& r) { r.stages[0].learning_rates[0] = -1; }).check(), UsageError);
+  EXPECT_THROW(with([](TrainRecipe& r) { r.stages[0].schedule.steps = 0; }).check(), UsageError);
+  EXPECT_NO_THROW(tiny_recipe().check());
 }
 
 TEST(TokenSamples, TargetsAreTheNextTokens) {
