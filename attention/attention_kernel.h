@@ -20,6 +20,9 @@ struct AttentionRequest {
   double scale = 1.0;
   int64_t window = 0;  // 0 = none
   double softcap = 0;  // 0 = none
+  /// (B, T) int64: the position where each query's document begins, before which it sees no key; undefined: all keys
+  /// are of one document. RoPE needs no positions of its own in each document: scores depend on distances alone.
+  at::Tensor documents = {};
 };
 
 class AttentionKernel {
@@ -34,7 +37,7 @@ class AttentionKernel {
 
 /// In order of preference; the last is the reference and takes everything.
 const std::vector<const AttentionKernel*>& attention_kernels();
-/// Runs the first kernel that covers the request.
+/// Runs the first kernel that covers the request. Throws ShapeError when the documents do not fit the queries.
 at::Tensor attend(const AttentionRequest& request);
 /// One line per kernel: its name and "runs" or what it misses, for `doctor` and -v.
 std::vector<std::string> explain_dispatch(const AttentionRequest& request);

@@ -55,8 +55,8 @@ GroupedQueryAttention::Heads GroupedQueryAttention::project(const at::Tensor& x)
   return heads;
 }
 
-at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t length,
-                                               KvCache* cache) const {
+at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache,
+                                               const at::Tensor& documents) const {
   const int64_t count = x.size(1);
   const Heads heads = project(x);
   const Rope::Table table = rope_.table(first, count, length > 0 ? length : first + count, x.scalar_type(), x.device());
@@ -68,6 +68,7 @@ at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t firs
   request.scale = spec_.scale;
   request.window = spec_.window;
   request.softcap = spec_.softcap;
+  request.documents = documents;
   if (cache != nullptr) {
     const CachePrecision& precision = cache->precision();
     KvCache::View seen =

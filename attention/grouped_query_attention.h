@@ -36,7 +36,8 @@ class GroupedQueryAttention : public AttentionModule {
   };
   Heads project(const at::Tensor& x) const;
 
-  at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const override;
+  at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache,
+                          const at::Tensor& documents = {}) const override;
   at::Tensor output(const at::Tensor& head_outputs) const override;
 
   const AttentionSpec& spec() const override { return spec_; }

@@ -3,6 +3,7 @@
 
 #include "attention/attention_kernel.h"
 #include "attention/kernels/kernels.h"
+#include "core/errors.h"
 
 namespace cinch {
 
@@ -12,6 +13,13 @@ const std::vector<const AttentionKernel*>& attention_kernels() {
 }
 
 at::Tensor attend(const AttentionRequest& request) {
+  const at::Tensor &documents = request.documents, &q = request.q;
+  if (documents.defined() && (documents.scalar_type() != at::kLong || documents.dim() != 2 ||
+                              documents.size(0) != q.size(0) || documents.size(1) != q.size(2))) {
+    throw ShapeError(fmt::format("documents of {} sequences of {} tokens: expected int64 ({}, {}), found {} ({})",
+                                 q.size(0), q.size(2), q.size(0), q.size(2), at::toString(documents.scalar_type()),
+                                 fmt::join(documents.sizes(), ", ")));
+  }
   for (const AttentionKernel* kernel : attention_kernels()) {
     if (kernel->missing(request).empty()) return kernel->run(request);
   }

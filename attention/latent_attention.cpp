@@ -109,7 +109,8 @@ LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
   return heads;
 }
 
-at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache) const {
+at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache,
+                                         const at::Tensor& documents) const {
   const Heads heads = project(x);
   RotaryTable table = rope_.table(first, x.size(1), x.scalar_type(), x.device());
   if (spec_.rotary_scaling != 1.0) table = {table.cos * spec_.rotary_scaling, table.sin * spec_.rotary_scaling};
@@ -117,7 +118,7 @@ at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int
   if (cache != nullptr) entries = rounded_per_channel(entries, cache->precision());
   // Key scales multiply whole scores and are few: they stay at 16 bits.
   if (spec_.key_scale_tail) entries = at::cat({entries, heads.key_scale.unsqueeze(1)}, -1);
-  Seen seen{heads.q_nope, SlotRope::apply(heads.q_rope, table), entries, first, first};
+  Seen seen{heads.q_nope, SlotRope::apply(heads.q_rope, table), entries, first, first, documents};
   if (cache != nullptr) {
     const KvCache::View view = cache->append(seen.entries, seen.entries.narrow(-1, 0, 0), spec_.window);
     seen.entries = view.k;
@@ -181,6 +182,7 @@ at::Tensor LatentAttention::attend_to(const Seen& seen, at::Tensor q, at::Tensor
   request.scale = spec_.scale;
   request.window = spec_.window;
   request.softcap = spec_.softcap;
+  request.documents = seen.documents;
   return attend(request);
 }
 

@@ -54,7 +54,8 @@ class LatentAttention : public AttentionModule {
   Heads project(const at::Tensor& x) const;
 
   /// `length` is not used: the frequencies are explicit.
-  at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache) const override;
+  at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache,
+                          const at::Tensor& documents = {}) const override;
   at::Tensor output(const at::Tensor& head_outputs) const override;
 
   const AttentionSpec& spec() const override { return spec_; }
@@ -66,6 +67,7 @@ class LatentAttention : public AttentionModule {
     at::Tensor q_nope, q_rope;  // (B, H, T, Dn), (B, H, T, Dr)
     at::Tensor entries;         // (B, 1, S, R+Dr+K), K columns of key scales with key_scale_tail only
     int64_t first_query, first_key;
+    at::Tensor documents;  // (B, T) or undefined
   };
   bool absorbs(int64_t queries, int64_t keys) const;
   at::Tensor absorbed(const Seen& seen) const;    // (B, H, T, Dv)

@@ -79,8 +79,9 @@ at::Tensor DecoderLayer::add_mlp(const at::Tensor& h) const {
   return h + rms_norm(out, weights_.post_mlp_norm, config_->rms_norm_eps, config_->norm_offset);
 }
 
-at::Tensor DecoderLayer::forward(const at::Tensor& h, int64_t first, int64_t length, KvCache* cache) const {
-  return add_mlp(add_attention(h, attention_->forward(attention_input(h), first, length, cache)));
+at::Tensor DecoderLayer::forward(const at::Tensor& h, int64_t first, int64_t length, KvCache* cache,
+                                 const at::Tensor& documents) const {
+  return add_mlp(add_attention(h, attention_->forward(attention_input(h), first, length, cache, documents)));
 }
 
 DecoderLayer DecoderLayer::with_attention(std::shared_ptr<const AttentionModule> attention) const {

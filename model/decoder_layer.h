@@ -16,8 +16,10 @@ class DecoderLayer {
   DecoderLayer(const ModelConfig& config, int64_t layer, LayerWeights weights);
 
   /// h (B, T, E) -> (B, T, E); positions start at `first`; `length` is the full sequence length for length-dependent
-  /// RoPE (0: first + T).
-  at::Tensor forward(const at::Tensor& h, int64_t first = 0, int64_t length = 0, KvCache* cache = nullptr) const;
+  /// RoPE (0: first + T). `documents` (B, T) int64: for each token the position where its document begins; tokens of
+  /// different documents do not meet. Undefined: all are of one.
+  at::Tensor forward(const at::Tensor& h, int64_t first = 0, int64_t length = 0, KvCache* cache = nullptr,
+                     const at::Tensor& documents = {}) const;
 
   /// What the attention reads: the normed input.
   at::Tensor attention_input(const at::Tensor& h) const;

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <optional>
 
 #include "core/digest.h"
 #include "core/errors.h"
@@ -17,6 +18,7 @@ namespace {
 struct TokenizeFlags {
   std::vector<std::string> paths;  // texts, then the output
   std::string model;
+  int64_t bos = -1, eot = -1;  // below 0: not given
   bool force = false;
 };
 
@@ -48,6 +50,13 @@ NamedTokenizer open_tokenizer(const std::filesystem::path& model) {
   return result;
 }
 
+std::optional<int64_t> mark(const char* flag, int64_t id, int64_t vocab_size) {
+  if (id < 0) return std::nullopt;
+  if (id >= vocab_size)
+    throw UsageError(fmt::format("{}: id {} is not in the model's vocabulary of {}", flag, id, vocab_size));
+  return id;
+}
+
 void run(const TokenizeFlags& flags) {
   const std::filesystem::path output = flags.paths.back();
   if (output.extension() != ".h5") {
@@ -64,21 +73,27 @@ void run(const TokenizeFlags& flags) {
       throw UsageError(fmt::format("TEXT: no such file or folder: {}", flags.paths[i]));
   }
   const NamedTokenizer named = open_tokenizer(flags.model);
-  TokenDataset dataset{.ids = {}, .vocab_size = named.tokenizer->vocab_size(), .tokenizer_digest = named.digest};
+  const int64_t vocab_size = named.tokenizer->vocab_size();
+  const DocumentMarks marks{mark("--bos", flags.bos, vocab_size), mark("--eot", flags.eot, vocab_size)};
+  TokenDataset dataset{.ids = {}, .vocab_size = vocab_size, .tokenizer_digest = named.digest};
   Progress progress({.phase = "tokenize", .unit = "files", .total = flags.paths.size() - 1});
   for (size_t i = 0; i + 1 < flags.paths.size(); ++i) {
     check_interrupt();
-    const auto ids = tokenize_corpus(*named.tokenizer, flags.paths[i]);
-    dataset.ids.insert(dataset.ids.end(), ids.begin(), ids.end());
+    const TokenDataset part = tokenize_documents(*named.tokenizer, flags.paths[i], marks);
+    append_tokens(dataset, part, 0, part.ids.size());
     progress.advance();
   }
   progress.finish();
   write_token_dataset(output, dataset);
   if (json_output()) {
-    print_json({{"output", output.string()}, {"tokens", dataset.ids.size()}, {"vocab_size", dataset.vocab_size}});
+    print_json({{"output", output.string()},
+                {"tokens", dataset.ids.size()},
+                {"documents", dataset.documents.size()},
+                {"vocab_size", dataset.vocab_size}});
   } else {
-    print(
-        fmt::format("{}: {} tokens of a vocabulary of {}\n", output.string(), dataset.ids.size(), dataset.vocab_size));
+    const size_t documents = dataset.documents.size();
+    print(fmt::format("{}: {} tokens of a vocabulary of {}, {} document{}\n", output.string(), dataset.ids.size(),
+                      dataset.vocab_size, documents, documents == 1 ? "" : "s"));
   }
 }
 
@@ -96,6 +111,16 @@ Command tokenize_command() {
             command->add_option("--model", flags->model, "Model folder or .gguf file whose tokenizer is used")
                 ->required()
                 ->type_name("PATH");
+            command
+                ->add_option("--bos", flags->bos,
+                             "Id that every document begins with: put before texts; documents of id files begin at it")
+                ->check(CLI::NonNegativeNumber)
+                ->type_name("ID");
+            command
+                ->add_option("--eot", flags->eot,
+                             "Id that every document ends with: put behind texts; documents of id files end with it")
+                ->check(CLI::NonNegativeNumber)
+                ->type_name("ID");
             command->add_flag("--force", flags->force, "Replace an existing OUT.h5");
             command->callback([flags] { run(*flags); });
           }};

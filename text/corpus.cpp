@@ -9,7 +9,6 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/json.h"
-#include "text/token_dataset.h"
 
 namespace cinch {
 namespace {
@@ -71,16 +70,45 @@ bool is_token_file(const std::filesystem::path& path) {
 
 std::vector<int64_t> read_token_file(const std::filesystem::path& path) { return read_token_dataset(path).ids; }
 
-std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::filesystem::path& path) {
-  if (!is_token_file(path)) return tokenizer.encode(fmt::format("{}", fmt::join(read_documents(path), "\n\n")), false);
-  const TokenDataset dataset = read_token_dataset(path);
+namespace {
+
+/// Ids that the tokenizer knows.
+TokenDataset read_known_tokens(const Tokenizer& tokenizer, const std::filesystem::path& path) {
+  TokenDataset dataset = read_token_dataset(path);
   for (const int64_t id : dataset.ids) {
     if (id < 0 || id >= tokenizer.vocab_size()) {
       throw ConfigError(fmt::format("{}: token id {} is outside of the model's vocabulary of {}", path.string(), id,
                                     tokenizer.vocab_size()));
     }
   }
-  return dataset.ids;
+  return dataset;
+}
+
+}  // namespace
+
+std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::filesystem::path& path) {
+  if (is_token_file(path)) return read_known_tokens(tokenizer, path).ids;
+  return tokenizer.encode(fmt::format("{}", fmt::join(read_documents(path), "\n\n")), false);
+}
+
+TokenDataset tokenize_documents(const Tokenizer& tokenizer, const std::filesystem::path& path,
+                                const DocumentMarks& marks) {
+  if (is_token_file(path)) {
+    TokenDataset dataset = read_known_tokens(tokenizer, path);
+    if (dataset.documents.empty() && (marks.first || marks.last))
+      dataset.documents = documents_by_marks(dataset.ids, marks);
+    return dataset;
+  }
+  TokenDataset dataset{.ids = {}, .vocab_size = tokenizer.vocab_size(), .tokenizer_digest = ""};
+  for (const std::string& text : read_documents(path)) {
+    const std::vector<int64_t> ids = tokenizer.encode(text, false);
+    if (ids.empty()) continue;
+    dataset.documents.push_back(static_cast<int64_t>(dataset.ids.size()));
+    if (marks.first) dataset.ids.push_back(*marks.first);
+    dataset.ids.insert(dataset.ids.end(), ids.begin(), ids.end());
+    if (marks.last) dataset.ids.push_back(*marks.last);
+  }
+  return dataset;
 }
 
 TokenWindows disjoint_windows(const std::vector<int64_t>& ids, int64_t length) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "text/token_dataset.h"
 #include "text/tokenizer.h"
 
 namespace cinch {
@@ -27,8 +28,14 @@ std::vector<int64_t> read_token_file(const std::filesystem::path& path);
 bool is_token_file(const std::filesystem::path& path);
 
 /// The text (or ids) of a path joined into one id sequence: documents joined with "\n\n" and tokenised once, without
-/// special tokens.
+/// special tokens. Throws ConfigError when an id is not in the tokenizer's vocabulary.
 std::vector<int64_t> tokenize_corpus(const Tokenizer& tokenizer, const std::filesystem::path& path);
+
+/// The same path for training: documents tokenised one by one, without special tokens but the marks, which every
+/// document of a text gets. A file of ids has its own documents; without, those that the marks tell, if any are given.
+/// Throws as above.
+TokenDataset tokenize_documents(const Tokenizer& tokenizer, const std::filesystem::path& path,
+                                const DocumentMarks& marks = {});
 
 /// Calibration windows: `count` windows of `length` tokens, taken from the sources by weight, round robin, evenly
 /// spread over each source. Deterministic. Throws ConfigError when a source has too few tokens.

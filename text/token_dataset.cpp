@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <optional>
 #include <span>
 
 #include "core/errors.h"
@@ -17,6 +16,7 @@ namespace cinch {
 namespace {
 
 constexpr const char* kDataset = "tokens";
+constexpr const char* kDocuments = "documents";
 constexpr int64_t kMaxId = INT32_MAX;  // of any tokenizer
 
 template <typename T>
@@ -46,24 +46,33 @@ TokenDataset read_hdf5(const std::filesystem::path& path) {
   const MappedFile file(path);
   check_hdf5_seal(file.bytes(), path);
   const Hdf5Reader reader(path);
-  for (const Hdf5Dataset& dataset : reader.datasets()) {
-    if (dataset.name != kDataset) continue;
-    const bool narrow = dataset.dtype == Dtype::kU16;
-    if (!narrow && dataset.dtype != Dtype::kU32) refuse(path, "the dtype of \"tokens\" is neither uint16 nor uint32");
+  const std::vector<Hdf5Dataset> datasets = reader.datasets();
+  const auto bytes_of = [&](const Hdf5Dataset& dataset) {
     if (dataset.offset > file.bytes().size() || dataset.bytes > file.bytes().size() - dataset.offset)
-      refuse(path, "the tokens lie outside of the file");
-    const auto bytes = file.bytes().subspan(dataset.offset, dataset.bytes);
-    TokenDataset result;
-    result.ids = narrow ? widen<uint16_t>(bytes) : widen<uint32_t>(bytes);
-    const std::string vocab_size = reader.text_attribute(kDataset, "vocab_size").value_or("0");
-    const std::optional<uint64_t> size = parse_number(vocab_size);
-    if (!size || *size > kMaxId + 1)
-      refuse(path, fmt::format("the attribute vocab_size \"{}\" is not a size", vocab_size));
-    result.vocab_size = static_cast<int64_t>(*size);
-    result.tokenizer_digest = reader.text_attribute(kDataset, "tokenizer_digest").value_or("");
-    return result;
+      refuse(path, fmt::format("the {} lie outside of the file", dataset.name));
+    return file.bytes().subspan(dataset.offset, dataset.bytes);
+  };
+  const auto named = [&](const char* name) {
+    return std::find_if(datasets.begin(), datasets.end(), [&](const Hdf5Dataset& d) { return d.name == name; });
+  };
+  const auto tokens = named(kDataset), documents = named(kDocuments);
+  if (tokens == datasets.end()) refuse(path, "not a token dataset: there is no dataset \"tokens\"");
+  const bool narrow = tokens->dtype == Dtype::kU16;
+  if (!narrow && tokens->dtype != Dtype::kU32) refuse(path, "the dtype of \"tokens\" is neither uint16 nor uint32");
+  TokenDataset result;
+  result.ids = narrow ? widen<uint16_t>(bytes_of(*tokens)) : widen<uint32_t>(bytes_of(*tokens));
+  const std::string vocab_size = reader.text_attribute(kDataset, "vocab_size").value_or("0");
+  const std::optional<uint64_t> size = parse_number(vocab_size);
+  if (!size || *size > kMaxId + 1)
+    refuse(path, fmt::format("the attribute vocab_size \"{}\" is not a size", vocab_size));
+  result.vocab_size = static_cast<int64_t>(*size);
+  result.tokenizer_digest = reader.text_attribute(kDataset, "tokenizer_digest").value_or("");
+  if (documents != datasets.end()) {
+    if (documents->dtype != Dtype::kI64) refuse(path, "the dtype of \"documents\" is not int64");
+    result.documents = widen<int64_t>(bytes_of(*documents));
+    check_documents(result.documents, result.ids.size(), path.string());
   }
-  refuse(path, "not a token dataset: there is no dataset \"tokens\"");
+  return result;
 }
 
 /// The value of `key` in the dict literal of a .npy header: up to the comma that ends it, a tuple in its brackets.
@@ -127,7 +136,7 @@ TokenDataset read_npy(const std::filesystem::path& path) {
   if (data.size() % type->bytes != 0 || data.size() / type->bytes != *count)
     refuse(path,
            fmt::format("its header claims {} elements of {} bytes, {} bytes follow", *count, type->bytes, data.size()));
-  return {type->widen(data), 0, ""};
+  return {.ids = type->widen(data), .tokenizer_digest = ""};
 }
 
 /// Megatron's indexed dataset (megatron/core/datasets/indexed_dataset.py): magic, version 1, dtype code, numbers of
@@ -154,16 +163,32 @@ TokenDataset read_megatron(const std::filesystem::path& path, const std::filesys
                                                    : std::nullopt;
   if (!type) refuse(index, fmt::format("its type code {} is none of uint16 (8), int32 (4), int64 (5)", code));
   uint64_t total = 0;
+  std::vector<int64_t> starts;  // of the sequences, and their end
   for (size_t i = 0; i < sequences; ++i) {
     int32_t length = 0;
     std::memcpy(&length, header.data() + kHeaderBytes + i * 4, 4);
     if (length < 0) refuse(index, fmt::format("the length {} of sequence {} is negative", length, i));
+    starts.push_back(static_cast<int64_t>(total));
     total += static_cast<uint64_t>(length);
   }
+  starts.push_back(static_cast<int64_t>(total));
   if (data.bytes().size() % type->bytes != 0 || data.bytes().size() / type->bytes != total)
     refuse(path, fmt::format("its index claims {} tokens of {} bytes, it holds {} bytes", total, type->bytes,
                              data.bytes().size()));
-  return {type->widen(data.bytes()), 0, ""};
+  TokenDataset result{.ids = type->widen(data.bytes()), .tokenizer_digest = ""};
+  // The table ends with the number of sequences. Documents without tokens are dropped.
+  for (size_t i = 0, before = 0; i < documents; ++i) {
+    uint64_t sequence = 0;
+    std::memcpy(&sequence, header.data() + kHeaderBytes + sequences * 12 + i * 8, 8);
+    if (sequence > sequences || sequence < before || (i == 0 && sequence != 0))
+      refuse(index,
+             fmt::format("document {} begins with sequence {}: they must rise from 0 to {}", i, sequence, sequences));
+    before = sequence;
+    const int64_t start = starts[sequence];
+    if (start < static_cast<int64_t>(total) && (result.documents.empty() || start > result.documents.back()))
+      result.documents.push_back(start);
+  }
+  return result;
 }
 
 /// The header of llm.c (dev/data/data_common.py): 256 int32, the first the magic, then version and token count.
@@ -190,10 +215,10 @@ TokenDataset read_bin(const std::filesystem::path& path) {
     if (header[2] < 0 || data.size() % type.bytes != 0 || data.size() / type.bytes != static_cast<uint64_t>(header[2]))
       refuse(path, fmt::format("its header claims {} tokens of {} bytes, {} bytes follow", header[2], type.bytes,
                                data.size()));
-    return {type.widen(data), 0, ""};
+    return {.ids = type.widen(data), .tokenizer_digest = ""};
   }
   if (bytes.size() % 2 != 0) refuse(path, fmt::format("{} bytes are no list of uint16", bytes.size()));
-  return {widen<uint16_t>(bytes), 0, ""};
+  return {.ids = widen<uint16_t>(bytes), .tokenizer_digest = ""};
 }
 
 TokenDataset read_text_ids(const std::filesystem::path& path) {
@@ -227,8 +252,43 @@ void check_ids(const std::filesystem::path& path, const TokenDataset& dataset) {
 
 }  // namespace
 
+void check_documents(const std::vector<int64_t>& documents, size_t tokens, const std::string& origin) {
+  for (size_t i = 0; i < documents.size(); ++i) {
+    const int64_t start = documents[i];
+    const bool in_order = i == 0 ? start == 0 : start > documents[i - 1];
+    if (!in_order || static_cast<uint64_t>(start) >= tokens) {
+      throw ConfigError(
+          fmt::format("{}: document {} begins at token {}: documents must rise from 0 and lie within the {} "
+                      "tokens",
+                      origin, i, start, tokens));
+    }
+  }
+}
+
+void append_tokens(TokenDataset& to, const TokenDataset& from, size_t begin, size_t end) {
+  if (begin >= end) return;
+  const auto shift = static_cast<int64_t>(to.ids.size()) - static_cast<int64_t>(begin);
+  std::vector<int64_t> starts = {static_cast<int64_t>(begin)};
+  std::copy_if(from.documents.begin(), from.documents.end(), std::back_inserter(starts),
+               [&](int64_t start) { return start > static_cast<int64_t>(begin) && start < static_cast<int64_t>(end); });
+  const std::vector<int64_t> ids(from.ids.begin() + static_cast<int64_t>(begin),
+                                 from.ids.begin() + static_cast<int64_t>(end));
+  if (to.documents.empty() && !to.ids.empty()) to.documents.push_back(0);
+  to.ids.insert(to.ids.end(), ids.begin(), ids.end());
+  for (const int64_t start : starts) to.documents.push_back(start + shift);
+}
+
+std::vector<int64_t> documents_by_marks(const std::vector<int64_t>& ids, const DocumentMarks& marks) {
+  std::vector<int64_t> documents;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (i == 0 || ids[i] == marks.first || ids[i - 1] == marks.last) documents.push_back(static_cast<int64_t>(i));
+  }
+  return documents;
+}
+
 void write_token_dataset(const std::filesystem::path& path, const TokenDataset& dataset) {
   check_ids(path, dataset);
+  check_documents(dataset.documents, dataset.ids.size(), path.string());
   const int64_t top = dataset.ids.empty() ? 0 : *std::max_element(dataset.ids.begin(), dataset.ids.end());
   const bool narrow = std::max(top + 1, dataset.vocab_size) <= 65536;
   std::vector<std::byte> bytes(dataset.ids.size() * (narrow ? 2 : 4));
@@ -238,15 +298,21 @@ void write_token_dataset(const std::filesystem::path& path, const TokenDataset& 
   }
   constexpr uint64_t kMetadataRoom = uint64_t{1} << 16;  // what libhdf5 and the seal add
   AtomicFile file(path);
-  file.reserve(bytes.size() + kMetadataRoom);
+  file.reserve(bytes.size() + dataset.documents.size() * sizeof(int64_t) + kMetadataRoom);
   Hdf5Writer writer(file.temporary_path());
   writer.create(kDataset, narrow ? Dtype::kU16 : Dtype::kU32, {static_cast<int64_t>(dataset.ids.size())});
   writer.write_rows(kDataset, 0, bytes);
   writer.set_attribute(kDataset, "vocab_size", std::to_string(dataset.vocab_size));
   writer.set_attribute(kDataset, "tokenizer_digest", dataset.tokenizer_digest);
+  if (!dataset.documents.empty()) {
+    writer.create(kDocuments, Dtype::kI64, {static_cast<int64_t>(dataset.documents.size())});
+    writer.write_rows(kDocuments, 0, std::as_bytes(std::span(dataset.documents)));
+  }
   writer.close();
-  const Hdf5Dataset stored = Hdf5Reader(file.temporary_path()).datasets().front();
-  seal_hdf5(file.temporary_path(), {{stored.offset, stored.bytes}});
+  for (const Hdf5Dataset& stored : Hdf5Reader(file.temporary_path()).datasets()) {
+    // The digest of the seal covers the documents too.
+    if (stored.name == kDataset) seal_hdf5(file.temporary_path(), {{stored.offset, stored.bytes}});
+  }
   file.commit();
 }
 

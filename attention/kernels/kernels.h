@@ -13,7 +13,7 @@ const AttentionKernel& reference_kernel();
 /// ATen's scaled_dot_product_attention (flash form on CPU).
 const AttentionKernel& sdpa_kernel();
 
-/// (T, S) bool: which keys each query sees (causal, window).
+/// (T, S) bool: which keys each query sees (causal, window); (B, 1, T, S) where there are documents.
 at::Tensor visible_keys(const AttentionRequest& request);
 /// True when no query has a key outside of its window.
 bool window_is_idle(const AttentionRequest& request);
@@ -22,5 +22,10 @@ bool window_is_idle(const AttentionRequest& request);
 /// runs `kernel` on each and joins the results along T.
 at::Tensor run_in_query_blocks(const AttentionRequest& request, int64_t block,
                                const std::function<at::Tensor(const AttentionRequest&)>& kernel);
+
+/// Runs `kernel` on each document by itself and joins the results, for requests whose keys are those of the queries: no
+/// mask, and no work on pairs of tokens that do not see each other. Reads the documents on the host.
+at::Tensor run_by_document(const AttentionRequest& request,
+                           const std::function<at::Tensor(const AttentionRequest&)>& kernel);
 
 }  // namespace cinch

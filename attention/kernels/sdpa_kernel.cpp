@@ -50,7 +50,10 @@ class SdpaKernel : public AttentionKernel {
  public:
   std::string name() const override { return "sdpa"; }
 
-  std::string missing(const AttentionRequest& request) const override { return request.softcap > 0 ? "soft cap" : ""; }
+  std::string missing(const AttentionRequest& request) const override {
+    if (request.softcap > 0) return "soft cap";
+    return request.documents.defined() && !keys_are_the_queries(request) ? "documents that go on from a cache" : "";
+  }
 
   at::Tensor run(const AttentionRequest& request) const override {
     const int64_t width = request.v.size(3);
@@ -59,10 +62,15 @@ class SdpaKernel : public AttentionKernel {
   }
 
  private:
+  static bool keys_are_the_queries(const AttentionRequest& request) {
+    return request.first_query == request.first_key && request.q.size(2) == request.k.size(2);
+  }
+
   static at::Tensor run_of_one_width(const AttentionRequest& request) {
+    if (request.documents.defined()) return run_by_document(request, &run_of_one_width);
     const int64_t queries = request.q.size(2), keys = request.k.size(2);
     if (window_is_idle(request)) {
-      if (request.first_query == request.first_key && queries == keys) return sdpa(request, {}, queries > 1);
+      if (keys_are_the_queries(request)) return sdpa(request, {}, queries > 1);
       if (queries == 1 && request.first_query == request.first_key + keys - 1) return sdpa_of_last_token(request);
     }
     return run_in_query_blocks(request, kMaskedQueryBlock,

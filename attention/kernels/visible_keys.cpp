@@ -13,7 +13,8 @@ at::Tensor visible_keys(const AttentionRequest& request) {
   const at::Tensor s = at::arange(request.first_key, request.first_key + request.k.size(2), options).unsqueeze(0);
   at::Tensor seen = s <= t;
   if (request.window > 0) seen.logical_and_(t - s < request.window);
-  return seen;
+  if (!request.documents.defined()) return seen;
+  return seen.logical_and(s >= request.documents.to(request.q.device()).unsqueeze(1).unsqueeze(3));
 }
 
 bool window_is_idle(const AttentionRequest& request) {
@@ -32,6 +33,7 @@ at::Tensor run_in_query_blocks(const AttentionRequest& request, int64_t block,
     const int64_t key_begin = std::clamp<int64_t>(oldest - request.first_key, 0, keys);
     const int64_t key_end = std::clamp<int64_t>(part.first_query + count - request.first_key, key_begin, keys);
     part.q = request.q.narrow(2, begin, count);
+    if (request.documents.defined()) part.documents = request.documents.narrow(1, begin, count);
     part.k = request.k.narrow(2, key_begin, key_end - key_begin);
     part.v = request.v.narrow(2, key_begin, key_end - key_begin);
     part.first_key = request.first_key + key_begin;

@@ -13,7 +13,21 @@ struct Shape {
   int64_t first_query, first_key, window;
   double softcap;
   int64_t value_dim = 0;  // 0: head_dim
+  bool documents = false;
 };
+
+/// Documents of 3, 2, 4, 3, 2, ... tokens, other ones in each sequence.
+at::Tensor some_documents(int64_t batch, int64_t first, int64_t tokens) {
+  at::Tensor starts = at::empty({batch, tokens}, at::kLong);
+  for (int64_t b = 0; b < batch; ++b) {
+    int64_t start = 0;
+    for (int64_t t = 0; t < first + tokens; ++t) {
+      if ((t + b) % 9 == 3 || (t + b) % 9 == 5 || (t + b) % 9 == 0) start = t;
+      if (t >= first) starts[b][t - first] = start;
+    }
+  }
+  return starts;
+}
 
 AttentionRequest request_of(const Shape& shape, at::ScalarType dtype) {
   at::manual_seed(7);
@@ -27,6 +41,7 @@ AttentionRequest request_of(const Shape& shape, at::ScalarType dtype) {
   request.scale = 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
   request.window = shape.window;
   request.softcap = shape.softcap;
+  if (shape.documents) request.documents = some_documents(shape.batch, shape.first_query, shape.queries);
   return request;
 }
 
@@ -44,6 +59,7 @@ at::Tensor by_hand(const AttentionRequest& request) {
         for (int64_t j = 0; j < k.size(2); ++j) {
           const int64_t s = request.first_key + j;
           if (s > t || (request.window > 0 && t - s >= request.window)) continue;
+          if (request.documents.defined() && s < request.documents[b][i].item<int64_t>()) continue;
           double score = q[b][h][i].dot(k[b][h / group][j]).item<double>() * request.scale;
           if (request.softcap > 0) score = request.softcap * std::tanh(score / request.softcap);
           total += std::exp(score);
@@ -58,18 +74,23 @@ at::Tensor by_hand(const AttentionRequest& request) {
 
 const std::vector<Shape>& small_shapes() {
   static const std::vector<Shape> shapes = {
-      {2, 9, 3, 16, 7, 7, 0, 0, 0, 0},        // 9 heads of 3, causal
-      {1, 6, 6, 48, 5, 5, 0, 0, 3, 0},        // multi-head, window
-      {1, 6, 1, 8, 4, 9, 5, 0, 0, 0},         // multi-query, continues a cache
-      {1, 4, 2, 10, 1, 6, 5, 0, 0, 0},        // one new token
-      {1, 4, 2, 10, 1, 6, 9, 4, 4, 0},        // one new token, older ones dropped and beyond the window
-      {2, 6, 2, 12, 3, 8, 12, 7, 5, 0},       // a chunk with a window
-      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0},      // soft cap and window
-      {1, 6, 2, 16, 2, 9, 7, 0, 0, 30.0},     // soft cap, continues a cache
-      {2, 9, 3, 17, 7, 7, 0, 0, 0, 0, 11},    // narrower values
-      {1, 6, 6, 5, 4, 9, 5, 0, 3, 0, 12},     // wider values, window, continues a cache
-      {1, 6, 1, 16, 1, 6, 5, 0, 0, 0, 3},     // narrower values, one new token
-      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0, 10},  // narrower values, soft cap and window
+      {2, 9, 3, 16, 7, 7, 0, 0, 0, 0},                // 9 heads of 3, causal
+      {1, 6, 6, 48, 5, 5, 0, 0, 3, 0},                // multi-head, window
+      {1, 6, 1, 8, 4, 9, 5, 0, 0, 0},                 // multi-query, continues a cache
+      {1, 4, 2, 10, 1, 6, 5, 0, 0, 0},                // one new token
+      {1, 4, 2, 10, 1, 6, 9, 4, 4, 0},                // one new token, older ones dropped and beyond the window
+      {2, 6, 2, 12, 3, 8, 12, 7, 5, 0},               // a chunk with a window
+      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0},              // soft cap and window
+      {1, 6, 2, 16, 2, 9, 7, 0, 0, 30.0},             // soft cap, continues a cache
+      {2, 9, 3, 17, 7, 7, 0, 0, 0, 0, 11},            // narrower values
+      {1, 6, 6, 5, 4, 9, 5, 0, 3, 0, 12},             // wider values, window, continues a cache
+      {1, 6, 1, 16, 1, 6, 5, 0, 0, 0, 3},             // narrower values, one new token
+      {1, 6, 2, 16, 6, 6, 0, 0, 4, 5.0, 10},          // narrower values, soft cap and window
+      {2, 9, 3, 16, 11, 11, 0, 0, 0, 0, 0, true},     // documents
+      {2, 9, 3, 16, 11, 11, 7, 7, 0, 0, 11, true},    // documents, narrower values, not from position 0
+      {3, 4, 2, 16, 12, 12, 0, 0, 3, 0, 20, true},    // documents, wider values, window
+      {2, 4, 2, 16, 12, 12, 0, 0, 3, 20.0, 0, true},  // documents, window, soft cap
+      {2, 6, 1, 8, 5, 11, 6, 0, 0, 0, 0, true},       // documents that go on from a cache
   };
   return shapes;
 }
@@ -129,6 +150,21 @@ TEST(AttentionKernel, ProbabilitiesSumToOneOverVisibleKeys) {
   EXPECT_EQ(p[0][0][0][4].item<double>(), 0.0);  // not the future
   EXPECT_GT(p[0][0][4][5].item<double>(), 0.0);  // position 10 sees 8, the last inside a window of 3
   EXPECT_EQ(p[0][0][4][4].item<double>(), 0.0);  // but not 7
+}
+
+// Blocks of queries must take their own documents.
+TEST(AttentionKernel, DocumentsOfLongSequences) {
+  for (const int64_t window : {0, 100}) {
+    AttentionRequest request = request_of({2, 2, 1, 8, 1100, 1100, 0, 0, window, 0}, at::kDouble);
+    request.documents = at::zeros({2, 1100}, at::kLong);
+    request.documents[0].slice(0, 600) = 600;
+    request.documents[1].slice(0, 30) = 30;
+    request.documents[1].slice(0, 31) = 31;
+    const at::Tensor whole = at::matmul(attention_probabilities(request), request.v);
+    EXPECT_LT((attention_kernels().back()->run(request) - whole).abs().max().item<double>(), 1e-12);
+    EXPECT_LT((attend(request) - whole).abs().max().item<double>(), 1e-12);
+    EXPECT_EQ(attention_probabilities(request)[0][0][700].narrow(0, 0, 600).sum().item<double>(), 0.0);
+  }
 }
 
 TEST(AttentionKernel, DispatchSaysWhy) {

@@ -76,6 +76,36 @@ TEST(Corpus, PreTokenisedIdsMustFitTheTokenizer) {
   EXPECT_THROW(tokenize_corpus(*tokenizer(), folder / "a.ids"), ConfigError);
 }
 
+TEST(Corpus, DocumentsAreTokenisedOneByOne) {
+  const TempFolder folder;
+  write_text(folder / "c.jsonl", "{\"text\": \"one two\"}\n{\"text\": \"\"}\n{\"text\": \"three\"}\n");
+  write_text(folder / "a.txt", "one two");
+  const auto known = tokenizer();
+  const auto first = known->encode("one two", false), second = known->encode("three", false);
+  std::vector<int64_t> expected = first;
+  expected.insert(expected.end(), second.begin(), second.end());
+  const TokenDataset plain = tokenize_documents(*known, folder / "c.jsonl");
+  EXPECT_EQ(plain.ids, expected);
+  EXPECT_THAT(plain.documents, ElementsAre(0, first.size()));
+  EXPECT_EQ(plain.vocab_size, known->vocab_size());
+  const TokenDataset marked = tokenize_documents(*known, folder / "c.jsonl", {.first = 3, .last = 4});
+  EXPECT_THAT(marked.ids, SizeIs(expected.size() + 4));
+  EXPECT_EQ(marked.ids.front(), 3);
+  EXPECT_EQ(marked.ids.back(), 4);
+  EXPECT_THAT(marked.documents, ElementsAre(0, first.size() + 2));
+  EXPECT_EQ(documents_by_marks(marked.ids, {.last = 4}), marked.documents);
+  const TokenDataset text = tokenize_documents(*known, folder / "a.txt");
+  EXPECT_EQ(text.ids, tokenize_corpus(*known, folder / "a.txt"));
+  EXPECT_THAT(text.documents, ElementsAre(0));
+  write_text(folder / "b.ids", "1 2 4 5");
+  EXPECT_THAT(tokenize_documents(*known, folder / "b.ids").documents, ElementsAre());
+  EXPECT_THAT(tokenize_documents(*known, folder / "b.ids", {.last = 4}).documents, ElementsAre(0, 3));
+  write_token_dataset(folder / "d.h5", {{1, 4, 5}, 9, "", {0, 1}});
+  EXPECT_THAT(tokenize_documents(*known, folder / "d.h5", {.last = 4}).documents, ElementsAre(0, 1)) << "its own";
+  write_text(folder / "far.ids", "1 999999");
+  EXPECT_THROW(tokenize_documents(*known, folder / "far.ids"), ConfigError);
+}
+
 TEST(Corpus, DisjointWindowsDropTheRemainder) {
   EXPECT_THROW(disjoint_windows({1, 2}, 0), UsageError);
   std::vector<int64_t> ids(25, 7);

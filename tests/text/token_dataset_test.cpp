@@ -29,10 +29,11 @@ std::string npy(const std::string& dict, const std::string& data) {
   return std::string("\x93NUMPY\1\0", 8) + raw<uint16_t>({length}) + dict + data;
 }
 
-std::string megatron_index(uint64_t sequences, const std::vector<int32_t>& lengths, char code) {
+std::string megatron_index(uint64_t sequences, const std::vector<int32_t>& lengths, char code,
+                           const std::vector<int64_t>& documents = {0}) {
   const std::vector<int64_t> places(lengths.size(), 0);
-  return std::string("MMIDIDX\0\0", 9) + raw<uint64_t>({1}) + code + raw<uint64_t>({sequences, 1}) + raw(lengths) +
-         raw(places) + raw<int64_t>({0});
+  return std::string("MMIDIDX\0\0", 9) + raw<uint64_t>({1}) + code + raw<uint64_t>({sequences, documents.size()}) +
+         raw(lengths) + raw(places) + raw(documents);
 }
 
 /// The message of the project's own error; anything else fails the test.
@@ -59,6 +60,43 @@ TEST(TokenDataset, SurvivesWritingAndReading) {
   }
   EXPECT_THROW(write_token_dataset(folder / "t.h5", {{1, -1}, 10, ""}), ConfigError);
   EXPECT_THROW(write_token_dataset(folder / "t.h5", {{1, 10}, 10, ""}), ConfigError);
+}
+
+TEST(TokenDataset, DocumentsSurviveWritingAndReading) {
+  const TempFolder folder;
+  const TokenDataset dataset{{1, 2, 3, 4, 5}, 9, "abc", {0, 2, 4}};
+  write_token_dataset(folder / "t.h5", dataset);
+  EXPECT_EQ(read_token_dataset(folder / "t.h5").documents, dataset.documents);
+  EXPECT_EQ(read_token_dataset(folder / "t.h5").ids, dataset.ids);
+  write_token_dataset(folder / "t.h5", {{1, 2}, 9, ""});
+  EXPECT_THAT(read_token_dataset(folder / "t.h5").documents, ElementsAre());
+  for (const std::vector<int64_t>& bad : std::vector<std::vector<int64_t>>{{1}, {0, 0}, {0, 3, 2}, {0, 5}, {-1, 2}})
+    EXPECT_THROW(write_token_dataset(folder / "t.h5", {{1, 2, 3, 4, 5}, 9, "", bad}), ConfigError);
+  EXPECT_THROW(write_token_dataset(folder / "t.h5", {{}, 9, "", {0}}), ConfigError);
+}
+
+TEST(TokenDataset, AppendingMovesTheDocuments) {
+  TokenDataset all;
+  append_tokens(all, {{1, 2, 3, 4, 5}, 9, "", {0, 2, 4}}, 1, 5);
+  EXPECT_THAT(all.ids, ElementsAre(2, 3, 4, 5));
+  EXPECT_THAT(all.documents, ElementsAre(0, 1, 3));
+  append_tokens(all, {{7, 8}, 9, ""}, 0, 2);  // of which nothing is known
+  append_tokens(all, {{7, 8}, 9, ""}, 1, 1);
+  append_tokens(all, all, 0, 2);
+  EXPECT_THAT(all.ids, ElementsAre(2, 3, 4, 5, 7, 8, 2, 3));
+  EXPECT_THAT(all.documents, ElementsAre(0, 1, 3, 4, 6, 7));
+  TokenDataset unknown{{1, 2}, 9, ""};
+  append_tokens(unknown, unknown, 0, 1);
+  EXPECT_THAT(unknown.documents, ElementsAre(0, 2));
+}
+
+TEST(TokenDataset, MarksTellTheDocuments) {
+  const std::vector<int64_t> ids = {0, 5, 6, 0, 7, 0, 0, 8};
+  EXPECT_THAT(documents_by_marks(ids, {.last = 0}), ElementsAre(0, 1, 4, 6, 7));
+  EXPECT_THAT(documents_by_marks(ids, {.first = 0}), ElementsAre(0, 3, 5, 6));
+  EXPECT_THAT(documents_by_marks({3, 5, 4, 3, 6, 4, 3}, {.first = 3, .last = 4}), ElementsAre(0, 3, 6));
+  EXPECT_THAT(documents_by_marks(ids, {.last = 9}), ElementsAre(0));
+  EXPECT_THAT(documents_by_marks({}, {.last = 9}), ElementsAre());
 }
 
 TEST(TokenDataset, TheOldFileStaysUntilTheNewOneIsComplete) {
@@ -92,14 +130,57 @@ TEST(TokenDataset, ADamagedFileIsRefused) {
 
 /// A sealed file as another program could write it.
 void write_foreign(const std::filesystem::path& path, Dtype dtype, const std::string& bytes,
-                   const std::string& vocab_size) {
+                   const std::string& vocab_size, const std::vector<int64_t>& documents = {},
+                   Dtype documents_dtype = Dtype::kI64) {
   Hdf5Writer writer(path);
   writer.create("tokens", dtype, {static_cast<int64_t>(bytes.size() / (dtype == Dtype::kU16 ? 2 : 4))});
   writer.write_rows("tokens", 0, std::as_bytes(std::span(bytes)));
   writer.set_attribute("tokens", "vocab_size", vocab_size);
+  if (!documents.empty()) {
+    writer.create("documents", documents_dtype, {static_cast<int64_t>(documents.size())});
+    writer.write_rows("documents", 0, std::as_bytes(std::span(documents)));
+  }
   writer.close();
-  const Hdf5Dataset stored = Hdf5Reader(path).datasets().front();
-  seal_hdf5(path, {{stored.offset, stored.bytes}});
+  std::vector<DataExtent> extents;
+  for (const Hdf5Dataset& stored : Hdf5Reader(path).datasets()) extents.push_back({stored.offset, stored.bytes});
+  seal_hdf5(path, extents);
+}
+
+TEST(TokenDataset, HostileDocumentsAreNamed) {
+  const TempFolder folder;
+  const std::string three = raw<uint16_t>({1, 2, 3});
+  const auto fault = [&](const std::vector<int64_t>& documents, Dtype dtype = Dtype::kI64) {
+    write_foreign(folder / "t.h5", Dtype::kU16, three, "9", documents, dtype);
+    return refusal(folder / "t.h5");
+  };
+  EXPECT_EQ(fault({0, 2}), "accepted");
+  const auto says = [](const char* rule) { return testing::AllOf(HasSubstr("t.h5"), HasSubstr(rule)); };
+  EXPECT_THAT(fault({1, 2}), says("document 0 begins at token 1"));
+  EXPECT_THAT(fault({0, 2, 1}), says("document 2 begins at token 1"));
+  EXPECT_THAT(fault({0, 1, 1}), says("document 2 begins at token 1"));
+  EXPECT_THAT(fault({0, 3}), says("document 1 begins at token 3"));
+  EXPECT_THAT(fault({0, INT64_MAX}), says("document 1 begins at token 9223372036854775807"));
+  EXPECT_THAT(fault({-1, 1}), says("document 0 begins at token -1"));
+  EXPECT_THAT(fault({INT64_MIN}), says("document 0 begins at token -9223372036854775808"));
+  EXPECT_THAT(fault({0, 2}, Dtype::kU64), says("int64"));
+}
+
+// As a reader that knows of no documents does it: by the dataset's name.
+TEST(TokenDataset, DocumentsAreADatasetBesideTheTokens) {
+  const TempFolder folder;
+  write_token_dataset(folder / "t.h5", {{1, 2, 3}, 10, "", {0, 2}});
+  const std::vector<Hdf5Dataset> datasets = Hdf5Reader(folder / "t.h5").datasets();
+  ASSERT_THAT(datasets, testing::SizeIs(2));
+  for (const Hdf5Dataset& dataset : datasets) {
+    EXPECT_EQ(dataset.shape, std::vector<int64_t>{dataset.name == "tokens" ? 3 : 2}) << dataset.name;
+    // Damage in the documents is found by the seal, whatever numbers come of it.
+    std::string bytes = read_text(folder / "t.h5");
+    bytes[dataset.offset + (dataset.name == "tokens" ? 0 : 8)] ^= 3;
+    write_text(folder / "damaged.h5", bytes);
+    if (dataset.name == "documents") {
+      EXPECT_THROW(read_token_dataset(folder / "damaged.h5"), CheckpointError);
+    }
+  }
 }
 
 TEST(TokenDataset, Hdf5FaultsAreNamed) {
@@ -134,6 +215,10 @@ TEST(TokenDataset, ReadsTheFlatFormatsOfOthers) {
   write_text(folder / "megatron.idx", megatron_index(2, {1, 2}, 8));
   write_text(folder / "megatron.bin", bytes);
   EXPECT_THAT(ids_of(folder / "megatron.bin"), ElementsAre(7, 300, 65535));
+  EXPECT_THAT(read_token_dataset(folder / "megatron.bin").documents, ElementsAre(0));
+  // Three documents of one, none and two sequences; one sequence is empty.
+  write_text(folder / "megatron.idx", megatron_index(4, {1, 0, 1, 1}, 8, {0, 1, 1, 4}));
+  EXPECT_THAT(read_token_dataset(folder / "megatron.bin").documents, ElementsAre(0, 1));
   const std::string dict = "{'descr': '<i8', 'fortran_order': False, 'shape': (2,), }\n";
   write_text(folder / "a.npy", npy(dict, raw<int64_t>({5, 131071})));
   EXPECT_THAT(ids_of(folder / "a.npy"), ElementsAre(5, 131071));
@@ -183,6 +268,9 @@ TEST(TokenDataset, FlatFaultsAreNamed) {
   expect_index(megatron_index(1, {3}, 8), "claims 3 tokens");
   expect_index(megatron_index(1, {-2}, 8), "negative");
   expect_index(megatron_index(1, {2}, 7), "type code 7");
+  expect_index(megatron_index(2, {1, 1}, 8, {1, 2}), "document 0 begins with sequence 1");
+  expect_index(megatron_index(2, {1, 1}, 8, {0, 2, 1}), "document 2 begins with sequence 1");
+  expect_index(megatron_index(2, {1, 1}, 8, {0, -1}), "document 1 begins with sequence 18446744073709551615");
   EXPECT_THROW(read_token_dataset(folder / "missing.npy"), Error);
 }
 
@@ -191,7 +279,7 @@ TEST(TokenDataset, NoDamageLeadsOutOfTheProjectsErrors) {
   const std::string dict = "{'descr': '<u2', 'fortran_order': False, 'shape': (3,), }\n";
   const std::string tokens = raw<uint16_t>({7, 300, 65535});
   write_text(folder / "m.bin", tokens);
-  write_token_dataset(folder / "t.h5", {{1, 2, 3}, 10, "abc"});
+  write_token_dataset(folder / "t.h5", {{1, 2, 3}, 10, "abc", {0, 2}});
   const std::vector<std::pair<const char*, std::string>> sound = {{"a.npy", npy(dict, tokens)},
                                                                   {"m.idx", megatron_index(2, {1, 2}, 8)},
                                                                   {"w.ids", "1, 2 33\n"},
