@@ -103,9 +103,10 @@ TEST_F(LaunchChildren, TheFirstFailureEndsTheOthers) {
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(run_shells(3, "[ $R = 1 ] && exit 3; exec sleep 100"), 3);
   EXPECT_EQ(run_shells(3, "[ $R = 2 ] && kill -SEGV $$; exec sleep 100"), 128 + SIGSEGV);
-  EXPECT_EQ(
-      run_shells(2, "[ $R = 0 ] && exit 1; trap 'echo asked >$FOLDER/1; exit 0' TERM; while :; do sleep 0.05; done"),
-      1);
+  EXPECT_EQ(run_shells(2,
+                       "[ $R = 0 ] && { while [ ! -e $FOLDER/ready ]; do sleep 0.05; done; exit 1; }; "
+                       "trap 'echo asked >$FOLDER/1; exit 0' TERM; >$FOLDER/ready; while :; do sleep 0.05; done"),
+            1);
   EXPECT_LT(Seconds(std::chrono::steady_clock::now() - start).count(), 20);
   EXPECT_EQ(read("1"), "asked\n");
 }
