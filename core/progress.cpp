@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 
 #include "core/errors.h"
 
@@ -15,11 +16,25 @@ namespace cinch {
 namespace {
 
 std::atomic<Verbosity> g_verbosity{Verbosity::normal};
-std::atomic<int> g_interrupts{0};
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may only touch lock-free atomics");
+std::atomic<bool> g_stop{false};
+std::atomic<int64_t> g_first_interrupt{0};  // ns of the monotonic clock; 0: none yet
+static_assert(std::atomic<int64_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free,
+              "a signal handler may only touch lock-free atomics");
+// A scheduler sends SIGTERM to every process of a job, and a launcher among them passes its own on.
+constexpr int64_t kSameRequest = 3'000'000'000;  // ns
 
-void on_interrupt(int) {
-  if (g_interrupts.fetch_add(1) > 0) ::_exit(static_cast<int>(ExitCode::interrupted));
+/// SIGUSR1 only asks, however often it comes: what schedulers send some time before they end a job.
+void on_stop_request(int) { g_stop = true; }
+
+void on_interrupt(int signal) {
+  g_stop = true;
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const int64_t time = int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec + 1;
+  int64_t first = 0;
+  if (g_first_interrupt.compare_exchange_strong(first, time)) return;
+  if (signal == SIGTERM && time - first < kSameRequest) return;
+  ::_exit(static_cast<int>(ExitCode::interrupted));
 }
 
 bool stderr_is_terminal() {
@@ -107,9 +122,11 @@ void install_interrupt_handlers() {
   ::sigemptyset(&action.sa_mask);
   ::sigaction(SIGINT, &action, nullptr);
   ::sigaction(SIGTERM, &action, nullptr);
+  action.sa_handler = on_stop_request;
+  ::sigaction(SIGUSR1, &action, nullptr);
 }
 
-bool interrupt_requested() { return g_interrupts.load() > 0; }
+bool interrupt_requested() { return g_stop; }
 
 void check_interrupt(std::string_view help) {
   if (interrupt_requested()) throw InterruptedError("interrupted", std::string(help));

@@ -41,7 +41,7 @@ class Progress {
   bool finished_ = false;
 };
 
-/// Installs handlers for SIGINT and SIGTERM: the first sets a flag, a second ends the process at once (130).
+/// Installs handlers for SIGINT, SIGTERM and SIGUSR1: the first sets a flag, a second of the former two ends (130).
 void install_interrupt_handlers();
 bool interrupt_requested();
 /// Throws InterruptedError when the flag is set. Called at safe points (after a layer, a batch).

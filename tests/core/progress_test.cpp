@@ -59,9 +59,9 @@ TEST_F(LogTest, QuietHidesProgress) {
 TEST(InterruptDeathTest, FirstSignalAsksSecondEnds) {
   EXPECT_FALSE(interrupt_requested());
   EXPECT_NO_THROW(check_interrupt());
-  const auto interrupted = [](int signals) {
+  const auto interrupted = [](std::initializer_list<int> signals) {
     install_interrupt_handlers();
-    for (int i = 0; i < signals; ++i) ::raise(i == 0 ? SIGTERM : SIGINT);
+    for (const int signal : signals) ::raise(signal);
     try {
       check_interrupt("run again with --resume");
     } catch (const InterruptedError& error) {
@@ -70,8 +70,14 @@ TEST(InterruptDeathTest, FirstSignalAsksSecondEnds) {
     }
     ::_exit(44);
   };
-  EXPECT_EXIT(interrupted(1), ::testing::ExitedWithCode(42), "");
-  EXPECT_EXIT(interrupted(2), ::testing::ExitedWithCode(130), "");
+  const auto goes_on = ::testing::ExitedWithCode(42), ends = ::testing::ExitedWithCode(130);
+  EXPECT_EXIT(interrupted({SIGTERM}), goes_on, "");
+  EXPECT_EXIT(interrupted({SIGTERM, SIGINT}), ends, "");
+  EXPECT_EXIT(interrupted({SIGINT, SIGINT}), ends, "");
+  EXPECT_EXIT(interrupted({SIGTERM, SIGTERM}), goes_on, "") << "from the scheduler and from the launcher";
+  EXPECT_EXIT(interrupted({SIGUSR1}), goes_on, "");
+  EXPECT_EXIT(interrupted({SIGUSR1, SIGUSR1, SIGTERM, SIGUSR1}), goes_on, "");
+  EXPECT_EXIT(interrupted({SIGUSR1, SIGINT, SIGINT}), ends, "");
 }
 
 }  // namespace
