@@ -103,6 +103,7 @@ void Progress::print(bool last) {
   if (options_.total > 0) line += fmt::format("/{}", options_.total);
   line += fmt::format(" {}", options_.unit);
   if (rate > 0) line += fmt::format("  {:.{}f}/s", rate, rate < 10 ? 2 : 0);
+  if (!note_.empty()) line += "  " + note_;
   if (last) {
     line += fmt::format("  in {}", clock_text(seconds));
   } else if (rate > 0 && options_.total > done_) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace cinch {
 
@@ -31,11 +32,14 @@ class Progress {
   explicit Progress(Options options);
   ~Progress();
   void advance(uint64_t by = 1);
+  /// What stands behind the speed from the next line on: "loss 2.31".
+  void set_note(std::string note) { note_ = std::move(note); }
   void finish();
 
  private:
   void print(bool last);
   Options options_;
+  std::string note_;
   uint64_t done_ = 0;
   std::chrono::steady_clock::time_point start_, printed_;
   bool finished_ = false;

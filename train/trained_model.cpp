@@ -95,12 +95,13 @@ void TrainedModel::release(size_t unit, const Teacher* teacher) {
   if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].release();
 }
 
-at::Tensor TrainedModel::run_layer(int64_t layer, const at::Tensor& h) const {
+at::Tensor TrainedModel::run_layer(int64_t layer, const at::Tensor& h, const at::Tensor& documents) const {
   const auto read = [this](const std::string& name) { return weight(name); };
-  return DecoderLayer(config(), layer, source_->family().read_layer(config(), layer, read)).forward(h);
+  return DecoderLayer(config(), layer, source_->family().read_layer(config(), layer, read))
+      .forward(h, 0, 0, nullptr, documents);
 }
 
-std::pair<at::Tensor, at::Tensor> TrainedModel::run_layers(const at::Tensor& ids, const Teacher* teacher,
+std::pair<at::Tensor, at::Tensor> TrainedModel::run_layers(const Input& input, const Teacher* teacher,
                                                            std::vector<Kept>* kept) {
   const auto read = [this](const std::string& name) { return weight(name); };
   const int64_t layers = config().n_layers;
@@ -110,13 +111,13 @@ std::pair<at::Tensor, at::Tensor> TrainedModel::run_layers(const at::Tensor& ids
   {
     // ModelTrunk also names the head and the final norm, which it does not touch here.
     const at::AutoGradMode recording(kept != nullptr && is_trained(source_->family().embedding_name()));
-    h = ModelTrunk(config(), source_->family(), read).embed(ids);
+    h = ModelTrunk(config(), source_->family(), read).embed(input.ids);
   }
   at::Tensor t;
   const auto teacher_read = [teacher](const std::string& name) { return teacher->weight(name); };
   if (teacher != nullptr) {
     const at::NoGradGuard no_grad;
-    t = ModelTrunk(teacher->config(), teacher->family(), teacher_read).embed(ids);
+    t = ModelTrunk(teacher->config(), teacher->family(), teacher_read).embed(input.ids);
   }
   if (kept != nullptr) kept->push_back({{}, h});
   const bool tied = config().tie_word_embeddings || (teacher != nullptr && teacher->config().tie_word_embeddings);
@@ -128,17 +129,17 @@ std::pair<at::Tensor, at::Tensor> TrainedModel::run_layers(const at::Tensor& ids
     if (teacher != nullptr) {
       const at::NoGradGuard no_grad;
       t = DecoderLayer(teacher->config(), layer, teacher->family().read_layer(teacher->config(), layer, teacher_read))
-              .forward(t);
+              .forward(t, 0, 0, nullptr, input.documents);
     }
     if (kept == nullptr) {
       const at::NoGradGuard no_grad;
-      h = run_layer(layer, h);
+      h = run_layer(layer, h, input.documents);
     } else {
-      const at::Tensor input = h.detach().requires_grad_(layer > 0 || h.requires_grad());
+      const at::Tensor before = h.detach().requires_grad_(layer > 0 || h.requires_grad());
       const at::AutoGradMode recording(!options_.recompute);
-      const at::Tensor output = run_layer(layer, input);
-      kept->push_back({input, options_.recompute ? at::Tensor() : output});
-      h = output.detach();
+      const at::Tensor after = run_layer(layer, before, input.documents);
+      kept->push_back({before, options_.recompute ? at::Tensor() : after});
+      h = after.detach();
     }
     release(unit, teacher);
   }
@@ -160,9 +161,9 @@ FinalStates TrainedModel::final_states(const at::Tensor& hidden, const at::Tenso
   return states;
 }
 
-FinalStates TrainedModel::forward(const at::Tensor& ids, const Teacher* teacher) {
+FinalStates TrainedModel::forward(const Input& input, const Teacher* teacher) {
   const at::NoGradGuard no_grad;
-  const auto [h, t] = run_layers(ids, teacher, nullptr);
+  const auto [h, t] = run_layers(input, teacher, nullptr);
   FinalStates states = final_states(h, t, teacher);
   if (options_.zero.weights()) {  // whose memory goes
     states.head = states.head.clone();
@@ -173,9 +174,9 @@ FinalStates TrainedModel::forward(const at::Tensor& ids, const Teacher* teacher)
   return states;
 }
 
-void TrainedModel::accumulate(const at::Tensor& ids, const Teacher* teacher, const Loss& loss, bool last) {
+void TrainedModel::accumulate(const Input& input, const Teacher* teacher, const Loss& loss, bool last) {
   std::vector<Kept> kept;
-  const auto [h, t] = run_layers(ids, teacher, &kept);
+  const auto [h, t] = run_layers(input, teacher, &kept);
   at::Tensor gradient;
   {
     const at::Tensor top = h.detach().requires_grad_(true);
@@ -190,19 +191,19 @@ void TrainedModel::accumulate(const at::Tensor& ids, const Teacher* teacher, con
     if (layer > 0) start_use(unit - 1, nullptr);
     Kept part = std::move(kept[unit]);
     kept.pop_back();
-    if (options_.recompute) part.output = run_layer(layer, part.input);
-    torch::autograd::backward({part.output}, {gradient});
-    gradient = part.input.grad();
+    if (options_.recompute) part.after = run_layer(layer, part.before, input.documents);
+    torch::autograd::backward({part.after}, {gradient});
+    gradient = part.before.grad();
     part = {};
     units_[unit].collect(last);
     release(unit, nullptr);
   }
-  if (kept[0].output.requires_grad()) torch::autograd::backward({kept[0].output}, {gradient});
+  if (kept[0].after.requires_grad()) torch::autograd::backward({kept[0].after}, {gradient});
   units_[0].collect(last);
   release(0, teacher);
 }
 
-at::Tensor TrainedModel::accumulate_local(const at::Tensor& ids, const Teacher& teacher, const at::Tensor& weights,
+at::Tensor TrainedModel::accumulate_local(const Input& input, const Teacher& teacher, const at::Tensor& weights,
                                           bool last) {
   const auto read = [this](const std::string& name) { return this->weight(name); };
   const auto teacher_read = [&teacher](const std::string& name) { return teacher.weight(name); };
@@ -211,7 +212,7 @@ at::Tensor TrainedModel::accumulate_local(const at::Tensor& ids, const Teacher& 
   use(0, &teacher);
   {
     const at::NoGradGuard no_grad;
-    t = ModelTrunk(teacher.config(), teacher.family(), teacher_read).embed(ids);
+    t = ModelTrunk(teacher.config(), teacher.family(), teacher_read).embed(input.ids);
   }
   units_[0].collect(last);
   release(0, &teacher);
@@ -222,16 +223,16 @@ at::Tensor TrainedModel::accumulate_local(const at::Tensor& ids, const Teacher& 
     const DecoderLayer original(teacher.config(), layer,
                                 teacher.family().read_layer(teacher.config(), layer, teacher_read));
     const DecoderLayer own(config(), layer, source_->family().read_layer(config(), layer, read));
-    at::Tensor input, target;
+    at::Tensor x, target;
     {
       const at::NoGradGuard no_grad;
-      input = original.attention_input(t);
-      target = original.attention().forward(input, 0, 0, nullptr);
+      x = original.attention_input(t);
+      target = original.attention().forward(x, 0, 0, nullptr, input.documents);
       t = original.add_mlp(original.add_attention(t, target));
     }
     const at::ScalarType wide = options_.compute == at::kDouble ? at::kDouble : at::kFloat;
     const at::Tensor aim = target.to(wide);
-    const at::Tensor off = own.attention().forward(input, 0, 0, nullptr).to(wide) - aim;
+    const at::Tensor off = own.attention().forward(x, 0, 0, nullptr, input.documents).to(wide) - aim;
     const at::Tensor errors = off.square().sum({1, 2}) / aim.square().sum({1, 2}).clamp_min(1e-30);  // (B)
     const at::Tensor error = (errors * weights.to(errors.options())).sum();
     error.backward();

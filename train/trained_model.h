@@ -46,18 +46,24 @@ class TrainedModel {
   TrainedModel(std::shared_ptr<ModelSource> source, const Options& options,
                std::shared_ptr<ProcessGroup> group = single_process());
 
-  /// ids (B, T) int64. Nothing is recorded.
-  FinalStates forward(const at::Tensor& ids, const Teacher* teacher = nullptr);
+  /// Windows of tokens.
+  struct Input {
+    at::Tensor ids;             // (B, T) int64
+    at::Tensor documents = {};  // (B, T) int64 on the host, as DecoderLayer::forward takes them; undefined: one each
+  };
+
+  /// Nothing is recorded.
+  FinalStates forward(const Input& input, const Teacher* teacher = nullptr);
 
   /// Forward and backward pass of a part of a step: `loss` makes a scalar from the final states, and its gradients are
   /// added to the units'. With `last` the processes' gradients are summed, which finish_reductions() waits for.
   using Loss = std::function<at::Tensor(const FinalStates&)>;
-  void accumulate(const at::Tensor& ids, const Teacher* teacher, const Loss& loss, bool last);
+  void accumulate(const Input& input, const Teacher* teacher, const Loss& loss, bool last);
 
   /// The same for a loss inside each layer: the attention's output against the teacher's on the teacher's own stream,
   /// as sum of squares over that of the target, for each sample; summed over the samples with `weights` (B), and over
   /// the layers, which do not see each other. Returns that sum over the number of layers.
-  at::Tensor accumulate_local(const at::Tensor& ids, const Teacher& teacher, const at::Tensor& weights, bool last);
+  at::Tensor accumulate_local(const Input& input, const Teacher& teacher, const at::Tensor& weights, bool last);
 
   void finish_reductions();
 
@@ -79,15 +85,15 @@ class TrainedModel {
  private:
   friend class Teacher;
   struct Kept {
-    at::Tensor input, output;  // the output with its graph, unless layers run again
+    at::Tensor before, after;  // the latter with its graph, unless layers run again
   };
   void start_use(size_t unit, const Teacher* teacher);
   void use(size_t unit, const Teacher* teacher);
   void release(size_t unit, const Teacher* teacher);
   /// Through the layers; keeps what the backward pass needs where `kept` is given.
-  std::pair<at::Tensor, at::Tensor> run_layers(const at::Tensor& ids, const Teacher* teacher, std::vector<Kept>* kept);
+  std::pair<at::Tensor, at::Tensor> run_layers(const Input& input, const Teacher* teacher, std::vector<Kept>* kept);
   FinalStates final_states(const at::Tensor& hidden, const at::Tensor& teacher_hidden, const Teacher* teacher) const;
-  at::Tensor run_layer(int64_t layer, const at::Tensor& h) const;
+  at::Tensor run_layer(int64_t layer, const at::Tensor& h, const at::Tensor& documents) const;
   size_t last_unit() const { return units_.size() - 1; }
 
   std::shared_ptr<ModelSource> source_;

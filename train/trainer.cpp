@@ -108,10 +108,10 @@ void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t c
   const bool counts = count > 0;
   const TokenSamples::Batch batch = samples_.batch(first, std::max<int64_t>(count, 1));
   const at::Device device = model_.options().device;
-  const at::Tensor ids = batch.ids.to(device);
+  const TrainedModel::Input input = {batch.ids.to(device), batch.documents};
   if (stage.local) {
-    const at::Tensor weights = at::full({ids.size(0)}, counts ? 1.0 / static_cast<double>(recipe_.batch) : 0.0);
-    report.local += model_.accumulate_local(ids, *teacher_, weights, last).item<double>();
+    const at::Tensor weights = at::full({batch.ids.size(0)}, counts ? 1.0 / static_cast<double>(recipe_.batch) : 0.0);
+    report.local += model_.accumulate_local(input, *teacher_, weights, last).item<double>();
     return;
   }
   const at::Tensor targets = counts ? batch.targets : at::full_like(batch.targets, kIgnoredTarget);
@@ -131,7 +131,7 @@ void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t c
     report.distillation += loss.distillation.item<double>();
     return loss.total;
   };
-  model_.accumulate(ids, stage.loss.distillation > 0 ? teacher_ : nullptr, loss_of, last);
+  model_.accumulate(input, stage.loss.distillation > 0 ? teacher_ : nullptr, loss_of, last);
 }
 
 double Trainer::clip_gradients() {

@@ -17,6 +17,7 @@
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/progress.h"
+#include "train/event_file.h"
 
 namespace cinch {
 namespace {
@@ -24,7 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Data {
-  std::vector<int64_t> training, validation;
+  TokenDataset training, validation;
 };
 
 /// Every source fills its share of the tokens, again from its start where it is short; validation windows come from the
@@ -40,9 +41,9 @@ Data read_data(const ModelSource& model, const UptrainOptions& options, int64_t 
       throw UsageError(fmt::format("{}: the student has no tokenizer for it", spec.path.string()),
                        "give token ids (.ids, .npy, .h5), or put tokenizer.json into its folder");
     }
-    const std::vector<int64_t> ids =
-        is_token_file(spec.path) ? read_token_file(spec.path) : tokenize_corpus(*tokenizer, spec.path);
-    for (const int64_t id : ids) {
+    const TokenDataset found =
+        is_token_file(spec.path) ? read_token_dataset(spec.path) : tokenize_documents(*tokenizer, spec.path);
+    for (const int64_t id : found.ids) {
       if (id < 0 || id >= model.config().vocab_size) {
         throw ConfigError(fmt::format("{}: id {} is not in the student's vocabulary of {}", spec.path.string(), id,
                                       model.config().vocab_size),
@@ -51,55 +52,57 @@ Data read_data(const ModelSource& model, const UptrainOptions& options, int64_t 
     }
     const double share = spec.weight / total;
     const auto held = static_cast<int64_t>(std::llround(share * static_cast<double>(options.validation_windows)));
-    const int64_t kept = static_cast<int64_t>(ids.size()) - held * (options.window + 1);
+    const auto all = static_cast<int64_t>(found.ids.size()), kept = all - held * options.window;
     if (kept < options.window + 1) {
       throw UsageError(fmt::format("{}: {} tokens are too few for windows of {}, {} of them held out",
-                                   spec.path.string(), ids.size(), options.window, held),
+                                   spec.path.string(), all, options.window, held),
                        "give more text, a shorter --window, or fewer --validation-windows");
     }
-    data.validation.insert(data.validation.end(), ids.begin() + kept, ids.end());
+    append_tokens(data.validation, found, static_cast<size_t>(kept), static_cast<size_t>(all));
     auto wanted = static_cast<int64_t>(std::llround(share * static_cast<double>(tokens)));
     for (; wanted > 0; wanted -= kept)
-      data.training.insert(data.training.end(), ids.begin(), ids.begin() + std::min(kept, wanted));
+      append_tokens(data.training, found, 0, static_cast<size_t>(std::min(kept, wanted)));
   }
-  data.training.push_back(data.training.front());  // the last window's last target
+  // The last window's last target, which is of another document.
+  for (TokenDataset* dataset : {&data.training, &data.validation}) append_tokens(*dataset, *dataset, 0, 1);
   return data;
 }
 
-HeldOutLosses measure(TrainedModel& model, const Teacher* teacher, const std::vector<int64_t>& ids,
+HeldOutLosses measure(TrainedModel& model, const Teacher* teacher, const TokenSamples& samples,
                       const UptrainOptions& options) {
   const at::NoGradGuard no_grad;
-  const int64_t length = options.window, count = static_cast<int64_t>(ids.size()) / (length + 1);
-  const int64_t world = model.group()->world();
+  const int64_t count = samples.samples(), world = model.group()->world();
   std::vector<double> sums = {0, 0};
+  const auto all = static_cast<double>(samples.targets(0, count));
   for (int64_t first = 0; first < count; first += world) {
     // Processes without a window of their own run the last one again: all take part in every exchange of weights.
-    const int64_t own = first + model.group()->rank(), w = std::min(own, count - 1);
-    const auto window =
-        at::tensor(at::ArrayRef<int64_t>(ids.data() + w * (length + 1), static_cast<size_t>(length + 1)), at::kLong)
-            .to(model.options().device);
-    const FinalStates states = model.forward(window.slice(0, 0, length).unsqueeze(0), teacher);
+    const int64_t own = first + model.group()->rank();
+    const TokenSamples::Batch batch = samples.batch(std::min(own, count - 1), 1);
+    const at::Device device = model.options().device;
+    const FinalStates states = model.forward({batch.ids.to(device), batch.documents}, teacher);
     LossInputs inputs{.hidden = states.hidden[0],
                       .head = states.head,
                       .teacher_hidden = {},
                       .teacher_head = states.teacher_head,
-                      .targets = window.slice(0, 1)};
+                      .targets = batch.targets[0].to(device)};
     if (teacher != nullptr) inputs.teacher_hidden = states.teacher_hidden[0];
     const LossValue loss = linear_cross_entropy_kd(inputs, {.weights = {1.0, teacher != nullptr ? 1.0 : 0.0},
                                                             .softcap = model.config().final_logit_softcap,
                                                             .chunk_bytes = options.recipe.chunk_bytes});
     if (own >= count) continue;
-    sums[0] += loss.cross_entropy.item<double>() / static_cast<double>(count);
-    sums[1] += loss.distillation.item<double>() / static_cast<double>(count);
+    const double share = static_cast<double>(samples.targets(own, 1)) / all;
+    sums[0] += loss.cross_entropy.item<double>() * share;
+    sums[1] += loss.distillation.item<double>() * share;
   }
   model.group()->sum(sums);
-  return {count * length, sums[0], sums[1]};
+  return {static_cast<int64_t>(all), sums[0], sums[1]};
 }
 
-/// One JSON object per step; what lies beyond the step that a run resumes from is cut off.
+/// One JSON object per step, and the same for TensorBoard; what lies beyond the step that a run resumes from is cut off.
 class Metrics {
  public:
-  Metrics(const fs::path& file, int64_t done) {
+  Metrics(const fs::path& folder, int64_t done) : events_(folder, done + 1) {
+    const fs::path file = folder / "metrics.jsonl";
     std::string kept;
     if (done > 0 && fs::exists(file)) {
       std::ifstream stream(file);
@@ -110,7 +113,7 @@ class Metrics {
     stream_.open(file, std::ios::app);
   }
   void add(const StepReport& step, double tokens_per_second, int64_t tokens) {
-    stream_ << Json({{"step", step.step},
+    const Json line({{"step", step.step},
                      {"stage", step.stage},
                      {"tokens", tokens},
                      {"loss", step.loss},
@@ -120,12 +123,13 @@ class Metrics {
                      {"gradient_norm", step.gradient_norm},
                      {"learning_rate", step.learning_rate},
                      {"skipped", step.skipped},
-                     {"tokens_per_second", tokens_per_second}})
-                   .dump()
-            << std::endl;
+                     {"tokens_per_second", tokens_per_second}});
+    stream_ << line.dump() << std::endl;
+    events_.add(step.step, event_scalars(line));
   }
 
  private:
+  EventFile events_;
   std::ofstream stream_;
 };
 
@@ -187,7 +191,8 @@ class Run {
         folder_(training_folder(options.output.output)),
         data_(read_data(*student_, options_, recipe_.steps() * recipe_.batch * options.window)),
         model_(student_, options_.model, group_),
-        samples_(data_.training, options_.window, options_.seed) {
+        samples_(std::move(data_.training.ids), options_.window, options_.seed, std::move(data_.training.documents)),
+        validation_(std::move(data_.validation.ids), options_.window, 0, std::move(data_.validation.documents)) {
     if (teacher != nullptr) teacher_.emplace(std::move(teacher), model_);
     trainer_.emplace(model_, teacher_ ? &*teacher_ : nullptr, samples_, recipe_);
   }
@@ -205,7 +210,7 @@ class Run {
     train(report);
     report.steps = trainer_->steps_done();
     report.tokens = report.steps * tokens_of_step();
-    report.after = measure(model_, teacher_ ? &*teacher_ : nullptr, data_.validation, options_);
+    report.after = measure(model_, teacher_ ? &*teacher_ : nullptr, validation_, options_);
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     report.tokens_per_second = static_cast<double>((report.steps - report.resumed_steps) * tokens_of_step()) /
                                std::max(training_seconds_, 1e-9);
@@ -225,7 +230,7 @@ class Run {
       const JsonObject json = JsonObject::from_file(file);
       return {json.integer("tokens"), json.number("cross_entropy"), json.number("kl")};
     }
-    const HeldOutLosses losses = measure(model_, teacher_ ? &*teacher_ : nullptr, data_.validation, options_);
+    const HeldOutLosses losses = measure(model_, teacher_ ? &*teacher_ : nullptr, validation_, options_);
     if (group_->first()) write_text(file, losses.to_json().dump() + "\n");
     return losses;
   }
@@ -236,7 +241,7 @@ class Run {
     std::optional<Metrics> metrics;
     std::optional<Progress> progress;
     if (group_->first()) {
-      metrics.emplace(folder_ / "metrics.jsonl", resumed);
+      metrics.emplace(folder_, resumed);
       progress.emplace(Progress::Options{
           .phase = "uptrain", .unit = "tokens", .total = static_cast<uint64_t>((steps - resumed) * per_step)});
     }
@@ -249,6 +254,9 @@ class Run {
         metrics->add(step, static_cast<double>((step.step - resumed) * per_step) / training_seconds_,
                      step.step * per_step);
         log_detail(fmt::format("step {}: loss {:.4f}, KL {:.4f}", step.step, step.loss, step.distillation));
+        progress->set_note(recipe_.stages[step.stage].local
+                               ? fmt::format("local {:.4f}", step.local)
+                               : fmt::format("loss {:.4f}  KL {:.4f}", step.loss, step.distillation));
         progress->advance(static_cast<uint64_t>(per_step));
         if (step.skipped) {
           log_warning(fmt::format("step {}: loss {:.4g}, gradient norm {:.4g}: refused, nothing was changed", step.step,
@@ -297,7 +305,7 @@ class Run {
   fs::path folder_;
   Data data_;
   TrainedModel model_;
-  TokenSamples samples_;
+  TokenSamples samples_, validation_;
   std::optional<Teacher> teacher_;
   std::optional<Trainer> trainer_;
   double training_seconds_ = 0;

@@ -24,7 +24,7 @@ TEST_P(TrainedModelOf, ComputesTheModel) {
   const auto source = GoldenModel(GetParam()).open();
   TrainedModel model(source, {.compute = at::kDouble});
   const at::Tensor ids = some_ids(model.config().vocab_size);
-  const FinalStates states = model.forward(ids);
+  const FinalStates states = model.forward({ids});
   at::Tensor logits = at::linear(states.hidden, states.head);
   if (model.config().final_logit_softcap > 0)
     logits = at::tanh(logits / model.config().final_logit_softcap) * model.config().final_logit_softcap;
@@ -60,7 +60,7 @@ TEST_P(TrainedModelOf, GradientsUnitByUnitAreThoseOfTheWholeGraph) {
     for (const bool recompute : {false, true}) {
       TrainedModel model(source, {.trainable = trainable, .compute = at::kDouble, .recompute = recompute});
       model.accumulate(
-          ids, nullptr, [](const FinalStates& states) { return states.hidden.square().sum(); }, true);
+          {ids}, nullptr, [](const FinalStates& states) { return states.hidden.square().sum(); }, true);
       model.finish_reductions();
       for (const Parameter& parameter : model.parameters()) {
         const WeightUnit& unit = model.units()[parameter.unit];
@@ -114,7 +114,7 @@ TEST(Teacher, SharesWhatTheStudentKeeps) {
   EXPECT_FALSE(teacher.has("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", {24, 64}));
   TrainedModel runs(student_source, {});
   const at::Tensor ids = some_ids(96);
-  const FinalStates states = runs.forward(ids, &teacher);
+  const FinalStates states = runs.forward({ids}, &teacher);
   EXPECT_LT(relative_difference(at::linear(states.teacher_hidden, states.teacher_head),
                                 DecoderModel(source, at::kFloat).forward(ids)),
             1e-6);
@@ -161,10 +161,10 @@ TEST(Training, LocalLossIsOfEachLayersAttentionAlone) {
   TrainedModel whole(student_source, {.compute = at::kDouble}), parts(student_source, {.compute = at::kDouble});
   const Teacher teacher(source, whole);
   const at::Tensor weights = at::full({4}, 0.25, at::kDouble);
-  const double error = whole.accumulate_local(ids, teacher, weights, true).item<double>();
+  const double error = whole.accumulate_local({ids}, teacher, weights, true).item<double>();
   double sum = 0;
   for (int64_t i = 0; i < 4; ++i)
-    sum += parts.accumulate_local(ids.narrow(0, i, 1), teacher, weights.narrow(0, i, 1), i == 3).item<double>();
+    sum += parts.accumulate_local({ids.narrow(0, i, 1)}, teacher, weights.narrow(0, i, 1), i == 3).item<double>();
   EXPECT_NEAR(sum, error, 1e-12 * error);
   for (size_t u = 0; u < whole.units().size(); ++u) {
     if (whole.units()[u].empty()) continue;
