@@ -89,14 +89,17 @@ uint32_t masked_crc(std::string_view bytes) {
 int64_t name_seconds(const fs::path& folder) {
   int64_t seconds =
       std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-  for (const auto& entry : fs::directory_iterator(folder)) {
+  std::error_code error;
+  const fs::directory_iterator entries(folder, error);
+  if (error) throw_system_error("cannot list", folder, error.value());
+  for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
     if (!name.starts_with(kPrefix)) continue;
     int64_t taken = 0;
     const char* begin = name.data() + std::strlen(kPrefix);
     // Beyond ten digits it is no time, and names would no longer sort as numbers.
-    const auto [end, error] = std::from_chars(begin, name.data() + name.size(), taken);
-    if (error == std::errc() && end - begin <= 10) seconds = std::max(seconds, taken + 1);
+    const auto [end, fault] = std::from_chars(begin, name.data() + name.size(), taken);
+    if (fault == std::errc() && end - begin <= 10) seconds = std::max(seconds, taken + 1);
   }
   return seconds;
 }
