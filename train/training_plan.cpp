@@ -156,8 +156,9 @@ class Planner {
     const int64_t own = tokens * config.hidden_size * numbers;
     const int64_t row = config.vocab_size * w;
     const int64_t rows = std::clamp<int64_t>(request_.chunk_bytes / (kLossBuffers * row), 1, tokens);
-    // At once: the student's logits, their log-softmax, the teacher's, its probabilities, and a difference.
-    int64_t chunk = rows * row * (request_.teacher ? 5 : 3);
+    // At once: the student's logits and their log-softmax, the teacher's, its probabilities and a difference; logits in
+    // a narrow type are made wide first.
+    int64_t chunk = rows * row * (request_.teacher ? 5 : 2) + (s == w ? 0 : rows * config.vocab_size * s);
     int64_t head = 0;
     if (request_.trains_all) {
       const int64_t count = config.vocab_size * config.hidden_size, narrow = s == w ? 0 : s;
