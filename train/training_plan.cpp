@@ -10,6 +10,7 @@
 #include "core/errors.h"
 #include "model/model_family.h"
 #include "train/activation_bytes.h"
+#include "train/loss_bytes.h"
 
 namespace cinch {
 namespace {
@@ -17,7 +18,6 @@ namespace {
 constexpr int64_t kAlignment = 128;                 // elements of a share, of flat buffers
 constexpr int64_t kHostBytes = int64_t{220} << 20;  // program, LibTorch and its thread pools
 constexpr int64_t kDeviceBytes = int64_t{1} << 30;  // CUDA context, libraries' workspaces, what the allocator rounds up
-constexpr int64_t kLossBuffers = 4;                 // that a chunk's rows are counted for
 constexpr int64_t kMostProcesses = 1024;            // that a way out proposes
 
 int64_t elements(const std::vector<int64_t>& shape) {
@@ -145,27 +145,21 @@ class Planner {
     return most;
   }
 
-  /// Follows train/linear_cross_entropy_kd.
   int64_t loss() const {
     const ModelConfig& config = request_.student;
     const int64_t tokens = shape_.tokens(), s = request_.compute_bytes, w = shape_.work_bytes;
     const int64_t states_of_teacher =
         request_.teacher ? 2 * tokens * request_.teacher->hidden_size * s : 0;  // before and after its norm
-    // Final norm: wide input, result and, where trained, the result before its weight; gradient, and scaled.
-    const int64_t numbers = (s == w ? 0 : w) + s * (request_.trains_all ? 4 : 3);
-    const int64_t own = tokens * config.hidden_size * numbers;
-    const int64_t row = config.vocab_size * w;
-    const int64_t rows = std::clamp<int64_t>(request_.chunk_bytes / (kLossBuffers * row), 1, tokens);
-    // At once: the student's logits and their log-softmax, the teacher's, its probabilities and a difference; logits in
-    // a narrow type are made wide first.
-    int64_t chunk = rows * row * (request_.teacher ? 5 : 2) + (s == w ? 0 : rows * config.vocab_size * s);
-    int64_t head = 0;
-    if (request_.trains_all) {
-      const int64_t count = config.vocab_size * config.hidden_size, narrow = s == w ? 0 : s;
-      head = count * (w + narrow);  // the sum, and a chunk's part of it or the sum in the compute type
-      chunk = std::max(chunk, count * w);
-    }
-    return states_of_teacher + own + head + chunk;
+    // Final norm: its input where that is made wide, its result and, where trained, that before its weight.
+    const int64_t norm = tokens * config.hidden_size * ((s == w ? 0 : w) + s * (request_.trains_all ? 2 : 1));
+    return states_of_teacher + norm +
+           loss_bytes({.tokens = tokens,
+                       .vocabulary = config.vocab_size,
+                       .hidden_size = config.hidden_size,
+                       .compute_bytes = s,
+                       .teacher = request_.teacher.has_value(),
+                       .trains_head = request_.trains_all,
+                       .chunk_bytes = request_.chunk_bytes});
   }
 
   int64_t communication(int level) const {
