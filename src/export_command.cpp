@@ -1,11 +1,10 @@
 #include <fmt/format.h>
 
-#include <cctype>
 #include <chrono>
-#include <map>
 #include <memory>
 
 #include "core/errors.h"
+#include "src/byte_size.h"
 #include "src/command_list.h"
 #include "src/export_output.h"
 #include "src/model_argument.h"
@@ -21,19 +20,6 @@ struct ExportFlags {
   ExportOptions options{.writer = {.output = {}, .format = "", .dtype = "", .force = false}, .provenance = {}};
   std::string shard_size = "5GB";
 };
-
-/// "5GB", "500MB": decimal, as Hugging Face counts.
-uint64_t parse_bytes(const std::string& text) {
-  static const std::map<std::string, uint64_t> units = {
-      {"KB", 1000}, {"MB", 1000000}, {"GB", 1000000000}, {"TB", 1000000000000}};
-  size_t end = 0;
-  while (end < text.size() && std::isdigit(static_cast<unsigned char>(text[end])) != 0) ++end;
-  const auto unit = units.find(text.substr(end));
-  if (end == 0 || end > 6 || unit == units.end() || std::stoull(text.substr(0, end)) == 0) {
-    throw UsageError(fmt::format("--shard-size: \"{}\" is not a size", text), "for example 5GB or 500MB");
-  }
-  return std::stoull(text.substr(0, end)) * unit->second;
-}
 
 void check(ExportFlags& flags) {
   ModelWriterOptions& writer = flags.options.writer;
@@ -53,7 +39,7 @@ void check(ExportFlags& flags) {
                      "add --format gguf or choose f32, f16, bf16");
   }
   if (flags.options.pad_rank < 0) throw UsageError(fmt::format("--pad-rank {}: is negative", flags.options.pad_rank));
-  writer.shard_bytes = parse_bytes(flags.shard_size);
+  writer.shard_bytes = parse_byte_size("--shard-size", flags.shard_size);
 }
 
 void run(ExportFlags& flags) {

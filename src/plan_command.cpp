@@ -5,24 +5,21 @@
 #include "convert/budget_sweep.h"
 #include "convert/converter.h"
 #include "core/errors.h"
-#include "model/config_source.h"
 #include "src/command_list.h"
 #include "src/convert_options.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "src/plan_output.h"
+#include "src/training_plan_options.h"
+#include "src/training_plan_output.h"
 
 namespace cinch {
 namespace {
 
 struct PlanFlags : ConvertFlags {
   std::vector<std::string> sweep;
+  TrainingPlanFlags training;
 };
-
-/// A plan reads no weights: a config.json will do.
-std::shared_ptr<ModelSource> open_planned(const std::string& path) {
-  return std::filesystem::path(path).extension() == ".json" ? open_config(path) : open_model(path, "MODEL");
-}
 
 std::string sweep_text(const std::vector<SweepRow>& rows) {
   std::vector<std::vector<std::string>> table = {
@@ -57,11 +54,31 @@ void sweep(PlanFlags flags) {
   print_json({{"model", flags.model}, {"statistics", flags.statistics}, {"sweep", list}});
 }
 
+/// MODEL as it is: the student of an uptraining.
+void plan_student(const PlanFlags& flags) {
+  const auto student = open_planned(flags.model, "MODEL");
+  std::optional<ModelConfig> teacher;
+  if (!flags.training.teacher.empty()) teacher = open_planned(flags.training.teacher, "--teacher")->config();
+  const PlannedTraining training = plan_of_flags(flags.training, student->config(), teacher, flags.device);
+  if (!json_output()) return print(training_plan_text(training.plan, training.device));
+  print_json({{"model", flags.model}, {"uptraining", training_plan_json(training.plan, training.device)}});
+}
+
 void run(const PlanFlags& flags) {
   if (!flags.sweep.empty()) return sweep(flags);
+  if (flags.training.uptrain && flags.to.empty()) return plan_student(flags);
   const ConversionRecipe recipe = recipe_of_flags(flags);
   const ModelWriterOptions output = output_of_flags(flags);
-  print_plan(plan_conversion(*open_planned(flags.model), recipe, output));
+  const auto model = open_planned(flags.model, "MODEL");
+  const ConversionPlan plan = plan_conversion(*model, recipe, output);
+  if (!flags.training.uptrain) return print_plan(plan);
+  const ModelConfig teacher =
+      flags.training.teacher.empty() ? plan.source : open_planned(flags.training.teacher, "--teacher")->config();
+  const PlannedTraining training = plan_of_flags(flags.training, plan.target, teacher, flags.device);
+  if (!json_output()) return print(plan_text(plan) + "\n" + training_plan_text(training.plan, training.device));
+  Json json = plan.to_json();
+  json["uptraining"] = training_plan_json(training.plan, training.device);
+  print_json(json);
 }
 
 }  // namespace
@@ -70,7 +87,8 @@ Command plan_command() {
   return {"plan", [](CLI::App& app) {
             auto flags = std::make_shared<PlanFlags>();
             CLI::App* command = app.add_subcommand(
-                "plan", "What a conversion would do: sizes, cache bytes, cost, and which runtimes load the result");
+                "plan",
+                "What a conversion or an uptraining would do: sizes, cache bytes, memory, time, runtimes that load it");
             command
                 ->add_option("MODEL", flags->model,
                              "Hugging Face folder, cinch folder, .gguf file, or a config.json alone")
@@ -82,6 +100,7 @@ Command plan_command() {
                              "mla: predict the error of each of these budgets (50%,25%,12.5%) from --statistics")
                 ->delimiter(',')
                 ->type_name("SHARE%");
+            add_training_plan_options(*command, flags->training);
             command->callback([flags] { run(*flags); });
           }};
 }

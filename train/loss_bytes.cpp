@@ -1,0 +1,25 @@
+#include "train/loss_bytes.h"
+
+#include <algorithm>
+
+namespace cinch {
+namespace {
+
+constexpr int64_t kBuffers = 4;  // that a chunk's rows are counted for
+
+}  // namespace
+
+int64_t loss_bytes(const LossShape& shape) {
+  const int64_t s = shape.compute_bytes, w = s == 8 ? 8 : 4, narrow = s == w ? 0 : s;
+  const int64_t rows = std::clamp<int64_t>(shape.chunk_bytes / (kBuffers * shape.vocabulary * w), 1, shape.tokens);
+  // At once: the student's logits and their log-softmax, the teacher's, its probabilities and a difference; logits in a
+  // narrow type are made wide first.
+  const int64_t chunk = rows * shape.vocabulary * (w * (shape.teacher ? 5 : 2) + narrow);
+  const int64_t states = 2 * shape.tokens * shape.hidden_size * s;  // the gradient, and scaled
+  if (!shape.trains_head) return states + chunk;
+  // The sum; and a chunk's part of it, or in the end the scaled sum. Beside a chunk the states' are not scaled yet.
+  const int64_t head = shape.vocabulary * shape.hidden_size;
+  return states + head * (w + narrow) + std::max(chunk, head * w);
+}
+
+}  // namespace cinch
