@@ -173,7 +173,9 @@ std::optional<Claim> mpi_claim(const Variables& variables) {
     set_local(claim, variables.needed(local_rank, local_world), here, nodes_for(claim.launch.world, here),
               variables.shown({local_rank, local_world}));
   }
-  claim.launch.run_id = variables.text(open_mpi ? "PMIX_NAMESPACE" : "PMI_JOBID");
+  for (const char* name : {"PMIX_NAMESPACE", "PMI_JOBID", "SLURM_JOB_ID"}) {
+    if (claim.launch.run_id.empty()) claim.launch.run_id = variables.text(name);
+  }
   return claim;
 }
 
@@ -215,12 +217,13 @@ bool started_agents(const Claim& outer, const Claim& inner) {
   return outer.launch.world <= agents || (outer.one_per_node && agents > 1);
 }
 
-/// They speak of the same processes.
-bool agree(const Claim& a, const Claim& b) {
-  const Launch &x = a.launch, &y = b.launch;
-  const bool local =
-      !a.knows_local || !b.knows_local || (x.local_rank == y.local_rank && x.local_world == y.local_world);
-  return x.rank == y.rank && x.world == y.world && local;
+/// They speak of the same processes: variables set by hand from another launcher's, or a launcher that serves MPI too.
+/// torchrun and --nproc start processes of their own.
+bool agree(const Claim& inner, const Claim& outer) {
+  const Launch &a = inner.launch, &b = outer.launch;
+  if (a.launcher != Launcher::variables && a.launcher != Launcher::mpi) return false;
+  const bool local = a.local_rank == b.local_rank && a.local_world == b.local_world;
+  return a.rank == b.rank && a.world == b.world && (local || !inner.knows_local || !outer.knows_local);
 }
 
 std::string says(const Claim& claim) {
@@ -240,8 +243,7 @@ std::string says(const Claim& claim) {
   throw UsageError(fmt::format("two launchers disagree: {}; {}", says(inner), says(outer)), help);
 }
 
-/// What `inner` does not state, of a launcher that speaks of the same processes. One whose variables were set from
-/// another's has started nothing itself.
+/// `outer` has started the processes; `inner` may state less.
 void complete(Claim& inner, const Claim& outer) {
   Launch& launch = inner.launch;
   if (!inner.knows_local) {
@@ -250,7 +252,6 @@ void complete(Claim& inner, const Claim& outer) {
     launch.nodes = outer.launch.nodes;
     inner.knows_local = outer.knows_local;
   }
-  if (launch.launcher != Launcher::mpi && launch.launcher != Launcher::variables) return;
   launch.launcher = outer.launch.launcher;
   launch.master_address = outer.launch.master_address;
   launch.run_id = outer.launch.run_id;

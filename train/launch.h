@@ -27,7 +27,7 @@ struct Launch {
   Launcher launcher = Launcher::single;
   int rank = 0, world = 1;              // of all processes
   int local_rank = 0, local_world = 1;  // of those on this node: which GPU, how many share the cores
-  int nodes = 1;
+  int nodes = 1;                        // torchrun: agents; MPI: as if all held as many as this one
 
   // Where the c10d store is. Nothing is set for a single process.
   std::string store_file;      // a FileStore for all (children), else empty and a TCPStore:
