@@ -262,7 +262,10 @@ class SinkWriter : public ModelWriter {
     if (wide && (type_.q8_0 || type_.dtype == Dtype::kF16 || part.shape.size() == 1)) {
       info.dtype = Dtype::kF32;
     } else if (type_.q8_0) {
-      const bool fills = part.shape.back() % 32 == 0;  // else the rows stay in f16
+      // Programs round what they multiply with such blocks to 8 bits too. What reads the latent sees channels of very
+      // different sizes there, which share a block's scale: it stays in f16, as rows do that fill no blocks.
+      const bool reads_latent = part.name.ends_with("attn_k_b.weight") || part.name.ends_with("attn_v_b.weight");
+      const bool fills = part.shape.back() % 32 == 0 && !reads_latent;
       info.dtype = fills ? Dtype::kF32 : Dtype::kF16;
       info.stored_as = fills ? "Q8_0" : "";
     }

@@ -16,6 +16,14 @@ struct Command {
 
 const std::vector<Command>& commands();
 
+/// What the program was called with, without its name.
+const std::vector<std::string>& program_arguments();
+
+/// Thrown by a callback that has said everything: the program ends with this code.
+struct ExitWith {
+  int code;
+};
+
 /// The whole program: parses, runs, prints errors; returns the exit code. argv as main gets it.
 int run_program(int argc, const char* const* argv);
 

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <csignal>
 #include <memory>
 
@@ -25,6 +26,11 @@ constexpr const char* kCommandFooter =
 constexpr const char* kExitCodes =
     "Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input file, 4 target cannot represent the model,\n"
     "5 verification failed, 6 not enough memory or disk, 130 interrupted.";
+
+std::vector<std::string>& arguments() {
+  static std::vector<std::string> given;
+  return given;
+}
 
 constexpr int kMostThreads = 4096;
 
@@ -85,6 +91,8 @@ int run(int argc, const char* const* argv) {
     print(app->version() + "\n");
   } catch (const CLI::Success&) {
     return static_cast<int>(ExitCode::done);
+  } catch (const ExitWith& exit) {
+    return exit.code;
   } catch (const CLI::ParseError& error) {
     return report_error(usage_error(*app, error));
   } catch (const ClosedPipe&) {
@@ -97,7 +105,10 @@ int run(int argc, const char* const* argv) {
 
 }  // namespace
 
+const std::vector<std::string>& program_arguments() { return arguments(); }
+
 int run_program(int argc, const char* const* argv) {
+  arguments().assign(argv + std::min(argc, 1), argv + argc);
   claim_standard_streams();
   std::signal(SIGPIPE, SIG_IGN);
   install_interrupt_handlers();

@@ -1,15 +1,20 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 
 #include "core/errors.h"
+#include "core/progress.h"
+#include "src/command.h"
 #include "src/command_list.h"
 #include "src/device.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "src/output_target.h"
 #include "src/usage_errors.h"
+#include "train/launch.h"
+#include "train/launch_children.h"
 #include "train/uptrain.h"
 
 namespace cinch {
@@ -26,7 +31,7 @@ struct UptrainFlags {
                       .schedule = {.kind = "cosine", .floor = 0.05}};
   TrainStage main;
   double kept_rate = -1;  // as the fresh
-  int zero = 0;
+  int zero = 0, nproc = 1;
   UptrainOptions options;
 };
 
@@ -53,7 +58,7 @@ std::vector<UptrainStage> stages_of(const UptrainFlags& flags) {
   return stages;
 }
 
-UptrainOptions checked(const UptrainFlags& flags) {
+UptrainOptions checked(const UptrainFlags& flags, const std::string& device) {
   UptrainOptions options = flags.options;
   require_choice("--trainable", flags.trainable, {"attention", "all"});
   require_choice("--dtype", flags.dtype, {"f32", "bf16", "f64"});
@@ -78,27 +83,45 @@ UptrainOptions checked(const UptrainFlags& flags) {
   options.stages = stages_of(flags);
   options.model.trainable = flags.trainable == "all" ? Trainable::all : Trainable::attention;
   options.model.compute = compute_dtype(flags.dtype);
-  options.model.device = open_device(flags.device);
+  options.model.device = open_device(device);
   options.version = CINCH_VERSION;
   return options;
 }
 
-void run(const UptrainFlags& flags) {
-  UptrainOptions options = checked(flags);
-  const auto student = open_model(flags.student, "STUDENT");
-  check_output_target(flags.student, options.output.output, options.output.force);
-  const auto teacher = flags.teacher.empty() ? nullptr : open_model(flags.teacher, "--teacher");
-  if (options.window > student->config().max_position_embeddings) {
-    throw UsageError(fmt::format("--window {}: the student's context is {}", options.window,
-                                 student->config().max_position_embeddings));
-  }
-  options.output.format = std::filesystem::exists(student->path() / "model.h5") ? "hdf5" : "native";
-  const UptrainReport report = uptrain(student, teacher, options);
+/// --device cuda: each process of a node takes a GPU of its own.
+std::string device_of(const std::string& device, const Launch& launch) {
+  return device == "cuda" && launch.local_world > 1 ? fmt::format("cuda:{}", launch.local_rank) : device;
+}
+
+std::shared_ptr<ProcessGroup> join(const Launch& launch, at::Device device) {
+  if (launch.world < 2) return single_process();
+  if (launch.rank == 0) log_info(describe(launch));
+  const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
+  return join_processes({.rank = launch.rank,
+                         .world = launch.world,
+                         .file = launch.store_file,
+                         .host = launch.master_address,
+                         .port = launch.master_port,
+                         .hosts_store = !launch.agent_store && launch.rank == 0,
+                         .prefix = store_prefix(launch),
+                         .interface = interface != nullptr ? interface : launch.nodes == 1 ? "lo" : ""},
+                        device);
+}
+
+/// Whether a finished model is there that --resume may leave alone, as a job that is queued again does. Throws
+/// UsageError when something is in the way.
+bool is_finished(const UptrainOptions& options) {
+  const std::filesystem::path& out = options.output.output;
+  if (options.output.force || !std::filesystem::exists(out)) return false;
+  if (options.resume && !std::filesystem::exists(training_folder(out))) return true;
+  throw UsageError(fmt::format("OUT: {} exists already", out.string()), "choose another output, or --force replaces it");
+}
+
+void print_report(const UptrainOptions& options, const UptrainReport& report) {
   if (json_output()) {
     Json json = {{"output", options.output.output.string()}};
     json.update(report.to_json());
-    print_json(json);
-    return;
+    return print_json(json);
   }
   print(fmt::format("On {} held-out tokens: perplexity {:.4g} -> {:.4g}, KL {:.4f} -> {:.4f} nats\n",
                     report.before.tokens, std::exp(report.before.cross_entropy), std::exp(report.after.cross_entropy),
@@ -106,6 +129,34 @@ void run(const UptrainFlags& flags) {
   print(fmt::format("{}: {} steps, {} tokens at {:.0f} tokens/s, {} trained parameters\n",
                     options.output.output.string(), report.steps, report.tokens, report.tokens_per_second,
                     human_count(static_cast<uint64_t>(report.trained_parameters))));
+}
+
+void train(const UptrainFlags& flags, const Launch& launch) {
+  UptrainOptions options = checked(flags, device_of(flags.device, launch));
+  const auto student = open_model(flags.student, "STUDENT");
+  check_output_target(flags.student, options.output.output, options.output.force);
+  if (is_finished(options)) {
+    if (launch.rank == 0) log_info(fmt::format("{} is there already", options.output.output.string()));
+    return;
+  }
+  const auto teacher = flags.teacher.empty() ? nullptr : open_model(flags.teacher, "--teacher");
+  if (options.window > student->config().max_position_embeddings) {
+    throw UsageError(fmt::format("--window {}: the student's context is {}", options.window,
+                                 student->config().max_position_embeddings));
+  }
+  options.output.format = std::filesystem::exists(student->path() / "model.h5") ? "hdf5" : "native";
+  const auto processes = join(launch, options.model.device);
+  const UptrainReport report = uptrain(student, teacher, options, processes);
+  if (processes->first()) print_report(options, report);
+}
+
+void run(const UptrainFlags& flags) {
+  if (flags.nproc < 1) throw UsageError(fmt::format("--nproc {}: expected at least 1", flags.nproc));
+  if (flags.nproc > 1 && std::getenv(kChildRank) == nullptr)
+    throw ExitWith{run_children(flags.nproc, program_arguments())};
+  const Launch launch = resolve_launch(current_environment());
+  if (launch.world < 2) return train(flags, launch);
+  with_context(fmt::format("on process {} of {}", launch.rank, launch.world), [&] { train(flags, launch); });
 }
 
 void add_options(CLI::App& command, UptrainFlags& flags) {
@@ -177,6 +228,9 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
       ->capture_default_str()
       ->type_name("INT");
   command.add_option("--keep", options.keep, "States that stay")->capture_default_str()->type_name("INT");
+  command.add_option("--nproc", flags.nproc, "Processes on this machine; elsewhere torchrun, srun or mpirun start them")
+      ->capture_default_str()
+      ->type_name("N");
   command.add_option("--zero", flags.zero, "What processes share: 0 nothing, 1 states, 2 gradients too, 3 weights too")
       ->capture_default_str()
       ->type_name("0|1|2|3");
@@ -184,7 +238,7 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
   command.add_option("--dtype", flags.dtype, "Type to compute in; trained weights stay in f32 (f64)")
       ->capture_default_str()
       ->type_name("f32|bf16|f64");
-  command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
+  command.add_option("--device", flags.device, "cpu, or cuda[:i]")->capture_default_str()->type_name("DEVICE");
   command.add_flag("--recompute", options.model.recompute,
                    "Keep one activation per layer, run layers again for gradients");
   command.add_flag("--force", options.output.force, "Replace an existing OUT; start an unfinished run over");

@@ -108,9 +108,10 @@ struct LinearCrossEntropyKd : torch::autograd::Function<LinearCrossEntropyKd> {
     const auto saved = context->get_saved_variables();
     const at::Tensor factor = outputs[0].to(at::kDouble) / saved[2];
     const auto head_type = static_cast<at::ScalarType>(context->saved_data["head_type"].toInt());
-    at::Tensor hidden, head;
-    if (saved[0].defined()) hidden = saved[0] * factor.to(saved[0].scalar_type());
-    if (saved[1].defined()) head = (saved[1] * factor.to(saved[1].scalar_type())).to(head_type);
+    // In place: the head's gradient is the largest tensor of all, and nobody asks for it twice.
+    at::Tensor hidden = saved[0], head = saved[1];
+    if (hidden.defined()) hidden.mul_(factor.to(hidden.scalar_type()));
+    if (head.defined()) head = head.mul_(factor.to(head.scalar_type())).to(head_type);
     return {hidden, head, {}, {}};
   }
 };

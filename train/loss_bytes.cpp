@@ -15,11 +15,10 @@ int64_t loss_bytes(const LossShape& shape) {
   // At once: the student's logits and their log-softmax, the teacher's, its probabilities and a difference; logits in a
   // narrow type are made wide first.
   const int64_t chunk = rows * shape.vocabulary * (w * (shape.teacher ? 5 : 2) + narrow);
-  const int64_t states = 2 * shape.tokens * shape.hidden_size * s;  // the gradient, and scaled
-  if (!shape.trains_head) return states + chunk;
-  // The sum; and a chunk's part of it, or in the end the scaled sum. Beside a chunk the states' are not scaled yet.
-  const int64_t head = shape.vocabulary * shape.hidden_size;
-  return states + head * (w + narrow) + std::max(chunk, head * w);
+  const int64_t states = shape.tokens * shape.hidden_size * s;
+  // The sum of the head's gradient, and a chunk's part of it where that is made in a narrow type.
+  const int64_t head = shape.trains_head ? shape.vocabulary * shape.hidden_size * (w + narrow) : 0;
+  return states + chunk + head;
 }
 
 }  // namespace cinch

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <utility>
+
 #include "core/errors.h"
 #include "model/decoder_model.h"
 
@@ -183,7 +185,7 @@ void TrainedModel::accumulate(const Input& input, const Teacher* teacher, const 
     loss(final_states(top, t, teacher)).backward();
     gradient = top.grad();
   }
-  units_[last_unit()].collect(last);
+  collect(last_unit(), last);
   release(last_unit(), teacher);
   for (int64_t layer = config().n_layers - 1; layer >= 0; --layer) {
     const auto unit = static_cast<size_t>(1 + layer);
@@ -195,11 +197,11 @@ void TrainedModel::accumulate(const Input& input, const Teacher* teacher, const 
     torch::autograd::backward({part.after}, {gradient});
     gradient = part.before.grad();
     part = {};
-    units_[unit].collect(last);
+    collect(unit, last);
     release(unit, nullptr);
   }
   if (kept[0].after.requires_grad()) torch::autograd::backward({kept[0].after}, {gradient});
-  units_[0].collect(last);
+  collect(0, last);
   release(0, teacher);
 }
 
@@ -214,7 +216,7 @@ at::Tensor TrainedModel::accumulate_local(const Input& input, const Teacher& tea
     const at::NoGradGuard no_grad;
     t = ModelTrunk(teacher.config(), teacher.family(), teacher_read).embed(input.ids);
   }
-  units_[0].collect(last);
+  collect(0, last);
   release(0, &teacher);
   for (int64_t layer = 0; layer < layers; ++layer) {
     const auto unit = static_cast<size_t>(1 + layer);
@@ -237,11 +239,17 @@ at::Tensor TrainedModel::accumulate_local(const Input& input, const Teacher& tea
     const at::Tensor error = (errors * weights.to(errors.options())).sum();
     error.backward();
     sum += error.detach();
-    units_[unit].collect(last);
+    collect(unit, last);
     release(unit, &teacher);
   }
-  units_[last_unit()].collect(last);
+  collect(last_unit(), last);
   return sum / static_cast<double>(layers);
+}
+
+void TrainedModel::collect(size_t unit, bool last) {
+  WeightUnit* const before = std::exchange(reducing_, &units_[unit]);
+  units_[unit].collect(last);
+  if (before != nullptr && before != reducing_) before->finish_reduction();
 }
 
 void TrainedModel::finish_reductions() {

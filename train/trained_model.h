@@ -95,6 +95,8 @@ class TrainedModel {
   FinalStates final_states(const at::Tensor& hidden, const at::Tensor& teacher_hidden, const Teacher* teacher) const;
   at::Tensor run_layer(int64_t layer, const at::Tensor& h, const at::Tensor& documents) const;
   size_t last_unit() const { return units_.size() - 1; }
+  /// The unit's gradients, of which two units' are on their way at most: more would hold all of them in memory.
+  void collect(size_t unit, bool last);
 
   std::shared_ptr<ModelSource> source_;
   Options options_;
@@ -104,6 +106,7 @@ class TrainedModel {
   std::map<std::string, at::Tensor> frozen_;                 // by name: views of those, or tensors of their own
   std::map<std::string, std::pair<size_t, size_t>> places_;  // of trained weights: unit, entry
   std::vector<Parameter> parameters_;
+  WeightUnit* reducing_ = nullptr;  // the unit that was collected last
 };
 
 /// The model that a student learns from. Weights outside the attention that are the student's own, bit for bit, and

@@ -270,7 +270,7 @@ class Run {
       if (states.busy() && ask[1] == 0) states.finish();
       if (stops || (step.step % options_.save_every == 0 && !trainer_->done())) trainer_->save(states);
       if (!stops) continue;
-      states.finish();
+      states.finish();  // for all processes: launchers end the others when one is gone
       throw InterruptedError("interrupted", "the state is saved; the same command with --resume goes on");
     }
     states.finish();
@@ -357,6 +357,11 @@ UptrainReport uptrain(std::shared_ptr<ModelSource> student, std::shared_ptr<Mode
   if (distils && teacher == nullptr)
     throw UsageError("distillation needs a teacher", "give --teacher MODEL, or --kd 0 --ce 1");
   if (!distils) teacher = nullptr;
+  if (group->first()) {
+    log_info(fmt::format("{} process{}, ZeRO {}: {} samples of {} tokens a step, {} at once", group->world(),
+                         group->world() == 1 ? "" : "es", options.model.zero.level, options.recipe.batch,
+                         options.window, options.recipe.micro_batch));
+  }
   std::optional<RunFolder> lock;
   if (group->first()) {
     check_unfinished(folder, options);

@@ -36,7 +36,8 @@ class RoundedTensors : public TensorView {
     at::Tensor x = to_torch(inner_.read(name), at::kFloat);
     if (x.dim() > 1) {
       x = x * kStretch;
-      const bool blocks = q8_0_ && x.size(-1) % kGgufBlock == 0;
+      // As model_writer.cpp has it: what reads the latent stays in f16.
+      const bool blocks = q8_0_ && x.size(-1) % kGgufBlock == 0 && !name.ends_with("kv_b_proj.weight");
       x = (blocks ? through_q8_0(x) : x.to(torch_dtype(q8_0_ ? Dtype::kF16 : dtype_)).to(at::kFloat)) / kStretch;
     }
     const auto bytes = std::make_shared<std::vector<std::byte>>(to_bytes(x, Dtype::kF32));

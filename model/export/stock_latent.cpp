@@ -184,11 +184,15 @@ class StockTensors : public TensorView {
     const auto& w = std::get<LatentWeights>(layer.attention);
     const AttentionSpec& to = config_.layers.front();
     const int64_t r = from.kv_lora_rank, dn = from.qk_nope_head_dim, dr = from.qk_rope_head_dim;
-    if (name == "q_proj.weight") return per_head(w.q_proj, dn, to.qk_nope_head_dim) * (scales_.query / scales_.input);
+    if (name == "q_proj.weight") {
+      const at::Tensor rows = fp64(w.q_proj).unflatten(0, {from.n_heads, dn + dr});
+      const at::Tensor heads = at::cat({rows.slice(1, 0, dn), rows.slice(1, dn) * rotary_balance(w)}, 1).flatten(0, 1);
+      return per_head(heads, dn, to.qk_nope_head_dim) * (scales_.query / scales_.input);
+    }
     if (name == "kv_a_proj_with_mqa.weight") {
       const at::Tensor rows = fp64(w.kv_a_proj) / scales_.input;
       const at::Tensor latent = rows.slice(0, 0, r) * (scales_.latent * size_of_latent(layer).down);
-      return at::cat({padded(latent, 0, to.kv_lora_rank), rows.slice(0, r, r + dr)}, 0);
+      return at::cat({padded(latent, 0, to.kv_lora_rank), rows.slice(0, r, r + dr) / rotary_balance(w)}, 0);
     }
     if (name == "kv_a_layernorm.weight") return at::full({to.kv_lora_rank}, scales_.norm, at::kDouble);
     if (name == "kv_b_proj.weight") {
@@ -199,6 +203,17 @@ class StockTensors : public TensorView {
     if (name == "kv_a_proj_with_mqa.bias") return key_bias(w, to);
     if (name == "o_proj.bias") return output_bias(from, w) * scales_.residual;
     throw UnsupportedError(fmt::format("the stock class has no tensor {}", name));
+  }
+
+  /// A power of two that moves from the rotary key, whose rows may be hundreds, into the queries, so that both fit fp16.
+  double rotary_balance(const LatentWeights& w) const {
+    const AttentionSpec& to = config_.layers.front();
+    const int64_t dr = to.qk_rope_head_dim;
+    if (!scales_.evens_latents || dr == 0) return 1;
+    const at::Tensor queries = w.q_proj.unflatten(0, {to.n_heads, -1});
+    const double q = queries.slice(1, queries.size(1) - dr).abs().max().item<double>();
+    const double k = w.kv_a_proj.slice(0, w.kv_a_proj.size(0) - dr).abs().max().item<double>();
+    return q > 0 && k > 0 ? std::exp2(std::round(0.5 * std::log2(k / q))) : 1;
   }
 
   struct LatentSize {
@@ -227,11 +242,11 @@ class StockTensors : public TensorView {
 
   /// The rotary key's. A bias of the latent adds the same to all scores of a query, which the softmax does not see, and
   /// a constant to the values (output_bias).
-  static at::Tensor key_bias(const LatentWeights& w, const AttentionSpec& to) {
+  at::Tensor key_bias(const LatentWeights& w, const AttentionSpec& to) const {
     at::Tensor bias = at::zeros({to.kv_lora_rank + to.qk_rope_head_dim}, at::kDouble);
     if (w.kv_a_bias.defined()) {
       const int64_t dr = to.qk_rope_head_dim;
-      bias.slice(0, to.kv_lora_rank).copy_(w.kv_a_bias.slice(0, w.kv_a_bias.size(0) - dr));
+      bias.slice(0, to.kv_lora_rank).copy_(w.kv_a_bias.slice(0, w.kv_a_bias.size(0) - dr) / rotary_balance(w));
     }
     return bias;
   }

@@ -12,16 +12,19 @@ exported() {
   echo "$out"
 }
 
-# add_model NAME SOURCE IDS RANK_OF_ALL ROTARY_OF_ALL RANK ROTARY CONVERT_OPTIONS...: the model at full size, at RANK +
-# ROTARY with a list of frequencies (hf only) and with a table of one base, and with one shared head.
+# add_model NAME SOURCE IDS RANK_OF_ALL ROTARY_OF_ALL HEAD RANK ROTARY CONVERT_OPTIONS...: the model at full size (hf), or
+# as large as a table of one base may be (RANK_OF_ALL + HEAD), at RANK + ROTARY with a list of frequencies (hf) and with a
+# table of one base, and with one shared head.
 add_model() {
-  local name=$1 source=$2 ids=$3 all=$4 all_rotary=$5 rank=$6 rotary=$7 kind dtype
-  shift 7
-  local -a kinds=(geometric mqa)
+  local name=$1 source=$2 ids=$3 all=$4 all_rotary=$5 head=$6 rank=$7 rotary=$8 kind dtype
+  shift 8
+  local -a kinds=(wide geometric mqa)
   if [ "$FORMAT" = hf ]; then
     kinds=(full list geometric mqa)
     quietly "$cinch" convert "$source" "$work/$name-full" --to mla --rank "$all" --rope-dim "$all_rotary" --no-refit "$@"
     quietly "$cinch" convert "$source" "$work/$name-list" --to mla --rank "$rank" --rope-dim "$rotary" "$@"
+  else
+    quietly "$cinch" convert "$source" "$work/$name-wide" --to mla --rank "$all" --rope-dim "$head" --no-refit --for llama.cpp "$@"
   fi
   quietly "$cinch" convert "$source" "$work/$name-geometric" --to mla --rank "$rank" --rope-dim "$rotary" --for llama.cpp "$@"
   quietly "$cinch" convert "$source" "$work/$name-mqa" --to mqa "$@"

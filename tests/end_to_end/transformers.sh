@@ -19,12 +19,12 @@ FORMAT=hf DTYPES="f32 bf16 f16"
 
 first_ids "$python" "$model" "$calibration" >"$work/stories.ids"
 small=(--calibration-window 128 --calibration-tokens 8192 --dtype f32)
-add_model stories "$model" "$work/stories.ids" 32 32 8 8 --calibration "$calibration" "${small[@]}"
+add_model stories "$model" "$work/stories.ids" 32 32 8 8 8 --calibration "$calibration" "${small[@]}"
 add_shards stories 300KB
 if [ -n "$tinyllama" ] && [ -e "$tinyllama/config.json" ]; then
   arbitrary_ids 200 4096 >"$work/tiny.ids"
   arbitrary_ids 20000 4096 >"$work/tiny.calibration.ids"
-  add_model tinyllama "$tinyllama" "$work/tiny.ids" 256 256 104 24 --calibration "$work/tiny.calibration.ids" "${small[@]}"
+  add_model tinyllama "$tinyllama" "$work/tiny.ids" 256 256 32 104 24 --calibration "$work/tiny.calibration.ids" "${small[@]}"
 else
   echo "skipped: tinyllama3m-mha, whose folder is not here"
 fi

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "checkpoints/tensor_view.h"
+#include "checkpoints/checkpoint_format.h"
 #include "core/errors.h"
 #include "core/files.h"
 #include "model/decoder_model.h"
@@ -17,8 +18,10 @@
 namespace cinch {
 namespace {
 
-/// A golden model with latents of one base, whose weights are small enough for narrow types.
-std::shared_ptr<ModelSource> latent_model(const std::string& family, const std::filesystem::path& folder) {
+/// A golden model with latents of one base, whose weights are small enough for narrow types, but for the rotary keys,
+/// which are times `rotary` (and the queries over it).
+std::shared_ptr<ModelSource> latent_model(const std::string& family, const std::filesystem::path& folder,
+                                          double rotary = 1) {
   const auto source = GoldenModel({family}).open();
   std::map<int64_t, LatentSizes> layers;
   for (int64_t layer = 0; layer < source->config().n_layers; ++layer)
@@ -27,6 +30,10 @@ std::shared_ptr<ModelSource> latent_model(const std::string& family, const std::
   for (AttentionSpec& spec : model.config.layers) {
     spec.rope_inv_freq = {1.0, 0.1, 0.01, 0.001};
     spec.window = 0;
+  }
+  for (auto& [layer, weights] : model.latent) {
+    weights.kv_a_proj.slice(0, 20).mul_(rotary);
+    weights.q_proj.unflatten(0, {-1, 14}).slice(1, 6).div_(rotary);
   }
   write_latent_model(model, *source, {.output = folder, .format = "native", .dtype = "f32"});
   Json config = parse_json(read_text(folder / "config.json"), "config.json");
@@ -76,6 +83,28 @@ INSTANTIATE_TEST_SUITE_P(Targets, ExportedLatent,
                                          Target{"hf", "f16", "hf", 0.05}, Target{"hf", "f32", "sglang", 1e-4},
                                          Target{"gguf", "f32", "", 1e-4}, Target{"gguf", "bf16", "llama.cpp", 0.2},
                                          Target{"gguf", "f16", "", 0.05}, Target{"gguf", "q8_0", "", 0.2}));
+
+TEST(Exporter, LargeRotaryKeysFitFp16) {
+  const TempFolder folder;
+  const auto source = latent_model("llama_gqa", folder / "in", 2000);
+  const ExportReport report =
+      export_model(source, {.writer = {.output = folder / "out", .format = "hf", .dtype = "f16", .runtime = "hf"}});
+  EXPECT_EQ(report.verification["exact"], true);
+  EXPECT_LT(relative_difference(logits(ModelSource::open(folder / "out")), logits(source)), 0.05);
+}
+
+TEST(Exporter, WhatTouchesTheLatentIsNotQuantised) {
+  const TempFolder folder;
+  export_model(latent_model("llama_gqa", folder / "in"),
+               {.writer = {.output = folder / "out.gguf", .format = "gguf", .dtype = "q8_0", .runtime = ""}});
+  std::map<std::string, std::string> types;
+  for (const TensorInfo& info : open_tensors(folder / "out.gguf")->tensors())
+    types[info.name] = info.stored_as.empty() ? std::string(dtype_name(info.dtype)) : info.stored_as;
+  EXPECT_EQ(types.at("blk.0.attn_kv_a_mqa.weight"), "F32");
+  EXPECT_EQ(types.at("blk.0.attn_k_b.weight"), "F16");
+  EXPECT_EQ(types.at("blk.0.attn_v_b.weight"), "F16");
+  EXPECT_EQ(types.at("blk.0.ffn_up.weight"), "Q8_0");
+}
 
 TEST(Exporter, OneFolderForEveryRuntimeHasOneEpsilon) {
   const TempFolder folder;
