@@ -107,7 +107,7 @@ start_cluster || { fail "the cluster did not start"; exit 1; }
 cd "$work" || exit 1
 "$cinch" convert "$model" student --to gqa:2 --method mean --no-refit --calibration-tokens 512 --calibration-window 64 \
   >convert.log 2>&1 || { fail "no student: $(cat convert.log)"; exit 1; }
-training=(--teacher "$model" --data "$text" --tokens "${TOKENS:-40960}" --window 128 --batch 8 --micro-batch 2
+training=(--teacher "$model" --data "$text" --tokens "${TOKENS:-163840}" --window 128 --batch 8 --micro-batch 2
   --validation-windows 4 --save-every 5)
 [ -n "${ZERO:-}" ] && training+=(--zero "$ZERO")
 weights() { ls "$1" 2>/dev/null | grep -E '^model.*\.(safetensors|h5)$'; }
