@@ -14,19 +14,28 @@ namespace {
 constexpr const char* kPluginName = "libcinch_cuda.so";
 constexpr const char* kCpuHelp = "use --device cpu, which needs no CUDA";
 
-void* open_cuda_plugin() {
+void* open_beside_program(const std::string& name) {
   const std::filesystem::path folder = program_folder();
-  for (const std::filesystem::path& candidate : std::array{folder / kPluginName, folder / "../lib" / kPluginName}) {
+  for (const std::filesystem::path& candidate : std::array{folder / name, folder / "../lib" / name}) {
     std::error_code error;
     if (std::filesystem::exists(candidate, error)) return open_plugin(candidate.lexically_normal());
   }
-  throw Error(fmt::format("{} is neither in {} nor in its sibling folder lib: this cinch was built without CUDA",
-                          kPluginName, folder.string()),
+  throw Error(fmt::format("{} is neither in {} nor in its sibling folder lib: this cinch was built without CUDA", name,
+                          folder.string()),
               kCpuHelp);
 }
 
+void* find_function(void* plugin, const std::string& name, const std::string& function) {
+  void* const found = dlsym(plugin, function.c_str());
+  if (found == nullptr) {
+    throw Error(fmt::format("{} has no {}: it belongs to another version of cinch", name, function),
+                "install the program and its plug-ins together");
+  }
+  return found;
+}
+
 void* cuda_plugin() {
-  static void* const handle = open_cuda_plugin();
+  static void* const handle = open_beside_program(kPluginName);
   return handle;
 }
 
@@ -44,12 +53,13 @@ void* open_plugin(const std::filesystem::path& file) {
 
 void load_cuda_plugin() { cuda_plugin(); }
 
+void* find_in_plugin(const std::string& file, const std::string& function) {
+  return find_function(open_beside_program(file), file, function);
+}
+
 std::vector<CinchCudaDevice> describe_cuda_devices() {
-  const auto describe = reinterpret_cast<CinchCudaDescribe>(dlsym(cuda_plugin(), "cinch_cuda_describe"));
-  if (describe == nullptr) {
-    throw Error(fmt::format("{} has no cinch_cuda_describe: it belongs to another version of cinch", kPluginName),
-                "install the program and its plug-in together");
-  }
+  const auto describe =
+      reinterpret_cast<CinchCudaDescribe>(find_function(cuda_plugin(), kPluginName, "cinch_cuda_describe"));
   std::vector<CinchCudaDevice> devices(64);
   std::array<char, 512> reason{};
   const int32_t count = describe(devices.data(), static_cast<int32_t>(devices.size()), reason.data(), reason.size());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "core/cuda_abi.h"
@@ -16,6 +17,9 @@ void load_cuda_plugin();
 
 /// The same for one file; throws Error naming it. For tests and for callers with a plug-in of their own.
 void* open_plugin(const std::filesystem::path& file);
+
+/// A function of another plug-in that lies beside it, opened once. Throws Error when there is no such file or function.
+void* find_in_plugin(const std::string& file, const std::string& function);
 
 /// Loads the plug-in and describes every CUDA device, with its copy bandwidth measured. Throws Error when there is no
 /// driver or no device.

@@ -12,6 +12,8 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "core/errors.h"
+#include "core/plugin.h"
+#include "train/cuda/nccl_abi.h"
 
 namespace cinch {
 namespace {
@@ -122,20 +124,26 @@ c10::intrusive_ptr<c10d::Backend> gloo(const Rendezvous& where, const c10::intru
   return c10::make_intrusive<c10d::ProcessGroupGloo>(store, where.rank, where.world, options);
 }
 
+/// Through the plug-in, as this program links nothing of CUDA.
+c10::intrusive_ptr<c10d::Backend> nccl(const Rendezvous& where, const c10::intrusive_ptr<c10d::Store>& store) {
+  load_cuda_plugin();
+  const auto make = reinterpret_cast<decltype(&cinch_nccl_group)>(find_in_plugin("libcinch_nccl.so", "cinch_nccl_group"));
+  c10::intrusive_ptr<c10d::Backend> group;
+  make(store, where.rank, where.world, where.timeout, &group);
+  return group;
+}
+
 }  // namespace
 
 std::shared_ptr<ProcessGroup> single_process() { return std::make_shared<SingleProcess>(); }
 
 std::shared_ptr<ProcessGroup> join_processes(const Rendezvous& where, at::Device device) {
   if (where.world < 2) return single_process();
-  if (!device.is_cpu()) {
-    throw UnsupportedError(fmt::format("{} processes on {}", where.world, device.str()),
-                           "several processes train on the CPU; one process trains on a GPU");
-  }
   try {
     const auto store = open_store(where);
-    const auto group = gloo(where, store);
-    auto processes = std::make_shared<ManyProcesses>(where, store, group, group);
+    const auto host = gloo(where, c10::make_intrusive<c10d::PrefixStore>("host", store));
+    const auto tensors = device.is_cpu() ? host : nccl(where, c10::make_intrusive<c10d::PrefixStore>("nccl", store));
+    auto processes = std::make_shared<ManyProcesses>(where, store, tensors, host);
     processes->barrier();
     return processes;
   } catch (const Error&) {
