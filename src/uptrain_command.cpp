@@ -114,7 +114,8 @@ bool is_finished(const UptrainOptions& options) {
   const std::filesystem::path& out = options.output.output;
   if (options.output.force || !std::filesystem::exists(out)) return false;
   if (options.resume && !std::filesystem::exists(training_folder(out))) return true;
-  throw UsageError(fmt::format("OUT: {} exists already", out.string()), "choose another output, or --force replaces it");
+  throw UsageError(fmt::format("OUT: {} exists already", out.string()),
+                   "choose another output, or --force replaces it");
 }
 
 void print_report(const UptrainOptions& options, const UptrainReport& report) {
@@ -228,7 +229,8 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
       ->capture_default_str()
       ->type_name("INT");
   command.add_option("--keep", options.keep, "States that stay")->capture_default_str()->type_name("INT");
-  command.add_option("--nproc", flags.nproc, "Processes on this machine; elsewhere torchrun, srun or mpirun start them")
+  command
+      .add_option("--nproc", flags.nproc, "Processes on this machine; elsewhere torchrun, srun or mpirun start them")
       ->capture_default_str()
       ->type_name("N");
   command.add_option("--zero", flags.zero, "What processes share: 0 nothing, 1 states, 2 gradients too, 3 weights too")

@@ -127,7 +127,8 @@ c10::intrusive_ptr<c10d::Backend> gloo(const Rendezvous& where, const c10::intru
 /// Through the plug-in, as this program links nothing of CUDA.
 c10::intrusive_ptr<c10d::Backend> nccl(const Rendezvous& where, const c10::intrusive_ptr<c10d::Store>& store) {
   load_cuda_plugin();
-  const auto make = reinterpret_cast<decltype(&cinch_nccl_group)>(find_in_plugin("libcinch_nccl.so", "cinch_nccl_group"));
+  const auto make =
+      reinterpret_cast<decltype(&cinch_nccl_group)>(find_in_plugin("libcinch_nccl.so", "cinch_nccl_group"));
   c10::intrusive_ptr<c10d::Backend> group;
   make(store, where.rank, where.world, where.timeout, &group);
   return group;

@@ -98,7 +98,8 @@ HeldOutLosses measure(TrainedModel& model, const Teacher* teacher, const TokenSa
   return {static_cast<int64_t>(all), sums[0], sums[1]};
 }
 
-/// One JSON object per step, and the same for TensorBoard; what lies beyond the step that a run resumes from is cut off.
+/// One JSON object per step, and the same for TensorBoard; what lies beyond the step that a run resumes from is cut
+/// off.
 class Metrics {
  public:
   Metrics(const fs::path& folder, int64_t done) : events_(folder, done + 1) {

@@ -205,7 +205,8 @@ class StockTensors : public TensorView {
     throw UnsupportedError(fmt::format("the stock class has no tensor {}", name));
   }
 
-  /// A power of two that moves from the rotary key, whose rows may be hundreds, into the queries, so that both fit fp16.
+  /// A power of two that moves from the rotary key, whose rows may be hundreds, into the queries, so that both fit
+  /// fp16.
   double rotary_balance(const LatentWeights& w) const {
     const AttentionSpec& to = config_.layers.front();
     const int64_t dr = to.qk_rope_head_dim;

@@ -1,5 +1,5 @@
-// libcinch_nccl.so: the one part of training that needs CUDA's and NCCL's headers. Loaded by train/process_group.cpp when
-// processes train on GPUs.
+// libcinch_nccl.so: the one part of training that needs CUDA's and NCCL's headers. Loaded by train/process_group.cpp
+// when processes train on GPUs.
 #define USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 

@@ -6,8 +6,8 @@
 
 #include <set>
 
-#include "checkpoints/tensor_view.h"
 #include "checkpoints/checkpoint_format.h"
+#include "checkpoints/tensor_view.h"
 #include "core/errors.h"
 #include "core/files.h"
 #include "model/decoder_model.h"
