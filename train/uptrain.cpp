@@ -23,6 +23,7 @@ namespace cinch {
 namespace {
 
 namespace fs = std::filesystem;
+constexpr const char* kMetrics = "metrics.jsonl";
 
 struct Data {
   TokenDataset training, validation;
@@ -103,7 +104,7 @@ HeldOutLosses measure(TrainedModel& model, const Teacher* teacher, const TokenSa
 class Metrics {
  public:
   Metrics(const fs::path& folder, int64_t done) : events_(folder, done + 1) {
-    const fs::path file = folder / "metrics.jsonl";
+    const fs::path file = folder / kMetrics;
     std::string kept;
     if (done > 0 && fs::exists(file)) {
       std::ifstream stream(file);
@@ -295,6 +296,10 @@ class Run {
         {"digests", writer->digests()}};
     writer->write_side_file("cinch.json", provenance.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
     writer->write_side_file("README.md", model_card(*student_, report, options_));
+    for (const auto& entry : fs::directory_iterator(folder_)) {
+      const std::string name = entry.path().filename().string();
+      if (name == kMetrics || name.starts_with("events.out.")) writer->write_side_file(name, read_text(entry.path()));
+    }
     writer->commit();
     group_->barrier();
   }

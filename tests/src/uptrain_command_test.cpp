@@ -43,6 +43,9 @@ TEST(UptrainCommand, HealsAModelThatEveryCommandTakes) {
   const Json record = parse_json(read_text(folder / "healed" / "cinch.json"), "cinch.json");
   EXPECT_EQ(record["report"]["steps"], 48);
   EXPECT_THAT(read_text(folder / "healed" / "README.md"), testing::HasSubstr("KL to the teacher"));
+  const std::string metrics = read_text(folder / "healed" / "metrics.jsonl");
+  EXPECT_EQ(std::count(metrics.begin(), metrics.end(), '\n'), json["steps"].get<int64_t>());
+  EXPECT_THAT(metrics, testing::HasSubstr("\"tokens_per_second\""));
   for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
     EXPECT_THAT(entry.path().filename().string(), testing::Not(testing::HasSubstr("cinch-train")));
 }
