@@ -73,6 +73,8 @@ UptrainOptions checked(const UptrainFlags& flags, const std::string& device) {
     if (value <= 0) throw UsageError(fmt::format("{} {}: expected a number above 0", flag, value));
   };
   positive("--window", options.window);
+  positive("--batch", options.recipe.batch);
+  positive("--micro-batch", options.recipe.micro_batch);
   positive("--save-every", options.save_every);
   positive("--validation-windows", options.validation_windows);
   if (!(options.warmup_share >= 0 && options.warmup_share <= 1))

@@ -226,7 +226,8 @@ class Run {
   /// Measured once, before the first step.
   HeldOutLosses before() {
     const fs::path file = folder_ / "before.json";
-    std::vector<double> known = {options_.resume && fs::exists(file) ? 0.0 : 1.0};
+    const bool goes_on = options_.resume && !saved_steps(folder_).empty() && fs::exists(file);
+    std::vector<double> known = {goes_on ? 0.0 : 1.0};
     group_->largest(known);  // all processes measure, or none
     if (known[0] == 0) {
       const JsonObject json = JsonObject::from_file(file);
@@ -319,7 +320,7 @@ class Run {
 
 /// Before any work: an unfinished run is gone on with, replaced, or refused.
 void check_unfinished(const fs::path& folder, const UptrainOptions& options) {
-  if (!fs::exists(folder) || options.resume) return;
+  if (options.resume || saved_steps(folder).empty()) return;  // nothing to go on from is nothing to lose
   if (!options.output.force) {
     throw UsageError(fmt::format("there is an unfinished run to {}", options.output.output.string()),
                      "--resume goes on with it, --force starts over");
@@ -374,12 +375,18 @@ UptrainReport uptrain(std::shared_ptr<ModelSource> student, std::shared_ptr<Mode
     lock.emplace(folder);
   }
   group->barrier();
-  UptrainReport report = Run(std::move(student), std::move(teacher), options, group).run();
-  if (group->first()) {
+  const auto remove_folder = [&] {
     std::error_code ignored;
-    fs::remove_all(folder, ignored);
+    if (group->first()) fs::remove_all(folder, ignored);
+  };
+  try {
+    UptrainReport report = Run(std::move(student), std::move(teacher), options, group).run();
+    remove_folder();
+    return report;
+  } catch (...) {
+    if (saved_steps(folder).empty()) remove_folder();
+    throw;
   }
-  return report;
 }
 
 }  // namespace cinch
