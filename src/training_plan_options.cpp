@@ -11,7 +11,7 @@
 #include "src/device.h"
 #include "src/model_argument.h"
 #include "src/usage_errors.h"
-#include "train/device_speed.h"
+#include "train/planning/device_speed.h"
 
 namespace cinch {
 namespace {

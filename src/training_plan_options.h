@@ -7,7 +7,7 @@
 #include <string>
 
 #include "model/model_source.h"
-#include "train/training_plan.h"
+#include "train/planning/training_plan.h"
 
 namespace cinch {
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "train/training_plan.h"
+#include "train/planning/training_plan.h"
 
 namespace cinch {
 

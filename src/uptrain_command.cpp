@@ -13,8 +13,8 @@
 #include "src/output.h"
 #include "src/output_target.h"
 #include "src/usage_errors.h"
-#include "train/launch.h"
-#include "train/launch_children.h"
+#include "train/launch/launch.h"
+#include "train/launch/launch_children.h"
 #include "train/uptrain.h"
 
 namespace cinch {

@@ -1,4 +1,4 @@
-#include "train/node_list.h"
+#include "train/launch/node_list.h"
 
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-#include "train/launch_children.h"
+#include "train/launch/launch_children.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -16,7 +16,7 @@
 #include <thread>
 
 #include "core/errors.h"
-#include "train/launch.h"
+#include "train/launch/launch.h"
 
 namespace cinch {
 namespace {

@@ -1,4 +1,4 @@
-#include "train/activation_bytes.h"
+#include "train/planning/activation_bytes.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>

@@ -19,7 +19,7 @@ enum class Launcher {
   variables,  // RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, set by hand or by an operator of Kubernetes
   slurm,      // a step of a job: srun
   mpi,        // mpirun or mpiexec of Open MPI, MPICH or Intel MPI
-  children    // cinch uptrain --nproc (train/launch_children.h)
+  children    // cinch uptrain --nproc (train/launch/launch_children.h)
 };
 
 /// This process among those that train together.

@@ -1,11 +1,11 @@
-#include "train/launch.h"
+#include "train/launch/launch.h"
 
 #include <gmock/gmock.h>
 
 #include <cstdlib>
 
 #include "core/errors.h"
-#include "train/node_list.h"
+#include "train/launch/node_list.h"
 
 namespace cinch {
 namespace {

@@ -1,4 +1,4 @@
-#include "train/training_plan.h"
+#include "train/planning/training_plan.h"
 
 #include <fmt/format.h>
 
@@ -9,8 +9,8 @@
 
 #include "core/errors.h"
 #include "model/model_family.h"
-#include "train/activation_bytes.h"
-#include "train/loss_bytes.h"
+#include "train/planning/activation_bytes.h"
+#include "train/planning/loss_bytes.h"
 
 namespace cinch {
 namespace {

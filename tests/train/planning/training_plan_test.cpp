@@ -1,4 +1,4 @@
-#include "train/training_plan.h"
+#include "train/planning/training_plan.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -7,7 +7,7 @@
 #include "core/errors.h"
 #include "model/model_family.h"
 #include "tests/model/golden.h"
-#include "train/device_speed.h"
+#include "train/planning/device_speed.h"
 
 namespace cinch {
 namespace {

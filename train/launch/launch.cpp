@@ -1,4 +1,4 @@
-#include "train/launch.h"
+#include "train/launch/launch.h"
 
 #include <fmt/format.h>
 
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "core/errors.h"
-#include "train/node_list.h"
+#include "train/launch/node_list.h"
 
 namespace cinch {
 namespace {

@@ -1,4 +1,4 @@
-#include "train/device_speed.h"
+#include "train/planning/device_speed.h"
 
 #include <ATen/ATen.h>
 #include <ATen/DeviceAccelerator.h>

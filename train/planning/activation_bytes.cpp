@@ -1,4 +1,4 @@
-#include "train/activation_bytes.h"
+#include "train/planning/activation_bytes.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "train/launch_children.h"
+#include "train/launch/launch_children.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -20,7 +20,7 @@
 
 #include "core/errors.h"
 #include "core/progress.h"
-#include "train/launch.h"
+#include "train/launch/launch.h"
 
 extern char** environ;
 

@@ -1,4 +1,4 @@
-#include "train/loss_bytes.h"
+#include "train/planning/loss_bytes.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
