@@ -4,8 +4,8 @@
 //   loss_memory [TOKENSxVOCABULARYxHIDDEN ...] [--dtype f32|bf16] [--head] [--repeats N]
 //
 // --head trains the head too. Bytes are what a process holds at its worst moment beyond the inputs (VmHWM of
-// /proc/self/status); seconds the best of N, forward and backward. Then what the formula (train/planning/loss_bytes) gives for
-// 8192 tokens and 128k words, beside what Liger-Kernel publishes for its operations.
+// /proc/self/status); seconds the best of N, forward and backward. Then what the formula (train/planning/loss_bytes)
+// gives for 8192 tokens and 128k words, beside what Liger-Kernel publishes for its operations.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>

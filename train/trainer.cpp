@@ -147,7 +147,10 @@ double Trainer::clip_gradients() {
 StepReport Trainer::step() {
   const Place now = place();
   const TrainStage& stage = recipe_.stages[now.stage];
-  if (now.step == 0) optimizer_->reset();
+  if (now.step == 0) {  // another loss than before: what the stage before had tells nothing
+    optimizer_->reset();
+    guard_ = LossGuard(recipe_.guard);
+  }
   for (WeightUnit& unit : model_.units()) unit.zero_gradient();
 
   StepReport report;

@@ -27,6 +27,35 @@ TEST(Trainer, ResumesToTheBit) {
   expect_equal(second.weights(), straight.weights());
 }
 
+TEST(Trainer, StagesFollowEachOtherAndResumeInTheMiddle) {
+  const auto recipe = [] {
+    TrainRecipe r = tiny_recipe(4);
+    TrainStage local = r.stages.front();
+    local.local = true;
+    local.schedule.steps = 3;
+    TrainStage last = r.stages.front();
+    last.loss = {1, 0};
+    r.stages = {local, r.stages.front(), last};
+    r.guard.fewest = 2;  // the local error is far from the losses that follow
+    return r;
+  };
+  const TempFolder folder;
+  TinyRun straight(recipe()), first(recipe()), second(recipe());
+  std::vector<size_t> stages;
+  while (!straight.trainer.done()) {
+    const StepReport step = straight.trainer.step();
+    stages.push_back(step.stage);
+    EXPECT_EQ(step.local == 0, step.stage != 0) << step.step;
+    EXPECT_EQ(step.cross_entropy > 0, step.stage != 0);
+  }
+  EXPECT_EQ(stages, (std::vector<size_t>{0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2}));
+  first.steps(5);
+  first.save(folder / "states");
+  ASSERT_TRUE(second.trainer.resume(folder / "states"));
+  second.steps(6);
+  expect_equal(second.weights(), straight.weights());
+}
+
 TEST(Trainer, KeepsTheLastStatesAndIgnoresUnfinishedOnes) {
   const TempFolder folder;
   TinyRun run;
