@@ -97,8 +97,9 @@ TEST(Exporter, WhatTouchesTheLatentIsNotQuantised) {
   const TempFolder folder;
   export_model(latent_model("llama_gqa", folder / "in"),
                {.writer = {.output = folder / "out.gguf", .format = "gguf", .dtype = "q8_0", .runtime = ""}});
+  const auto written = open_tensors(folder / "out.gguf");
   std::map<std::string, std::string> types;
-  for (const TensorInfo& info : open_tensors(folder / "out.gguf")->tensors())
+  for (const TensorInfo& info : written->tensors())
     types[info.name] = info.stored_as.empty() ? std::string(dtype_name(info.dtype)) : info.stored_as;
   EXPECT_EQ(types.at("blk.0.attn_kv_a_mqa.weight"), "F32");
   EXPECT_EQ(types.at("blk.0.attn_k_b.weight"), "F16");
