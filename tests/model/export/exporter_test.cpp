@@ -95,7 +95,14 @@ TEST(Exporter, LargeRotaryKeysFitFp16) {
 
 TEST(Exporter, WhatTouchesTheLatentIsNotQuantised) {
   const TempFolder folder;
-  export_model(latent_model("llama_gqa", folder / "in"),
+  const auto source = ModelSource::open(repo_file("examples/stories260K"));  // whose widths are multiples of 32
+  std::map<int64_t, LatentSizes> layers;
+  for (int64_t layer = 0; layer < source->config().n_layers; ++layer)
+    layers[layer] = {.rank = 32, .nope = 32, .rotary = 8, .value = 32};
+  LatentModel model = with_latent_layers(*source, layers);
+  for (AttentionSpec& spec : model.config.layers) spec.rope_inv_freq = {1.0, 0.1, 0.01, 0.001};
+  write_latent_model(model, *source, {.output = folder / "in", .format = "native", .dtype = "f32"});
+  export_model(ModelSource::open(folder / "in"),
                {.writer = {.output = folder / "out.gguf", .format = "gguf", .dtype = "q8_0", .runtime = ""}});
   const auto written = open_tensors(folder / "out.gguf");
   std::map<std::string, std::string> types;
