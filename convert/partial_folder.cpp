@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/fs.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -96,7 +95,7 @@ std::filesystem::path PartialFolder::create(const std::filesystem::path& folder)
 }
 
 PartialFolder::PartialFolder(const std::filesystem::path& output, const Json& identity, Start start)
-    : output_(output), folder_(create(path_for(output))), lock_(folder_) {
+    : output_(output), folder_(create(path_for(output))), lock_(folder_, "converting to this output") {
   const Json recorded = recorded_identity(output);
   if (!recorded.is_null() && start == Start::fresh) {
     throw UsageError(fmt::format("{}: an unfinished conversion to this output is here", folder_.string()),
@@ -114,19 +113,6 @@ PartialFolder::PartialFolder(const std::filesystem::path& output, const Json& id
   }
   while (has_layer(resumed_layers_)) ++resumed_layers_;
 }
-
-PartialFolder::Lock::Lock(const std::filesystem::path& folder) {
-  const std::filesystem::path file = folder / "lock";
-  descriptor_ = ::open(file.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0666);
-  if (descriptor_ < 0) throw_system_error("cannot write", file, errno);
-  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
-    ::close(descriptor_);
-    throw Error(fmt::format("{}: another process is converting to this output", folder.string()),
-                "wait for it, or choose another output");
-  }
-}
-
-PartialFolder::Lock::~Lock() { ::close(descriptor_); }
 
 void PartialFolder::start_over(const Json& identity) const {
   on_disk("cannot clear", folder_, [&] {

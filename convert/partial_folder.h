@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/folder_lock.h"
 #include "core/json.h"
 
 namespace cinch {
@@ -72,20 +73,8 @@ class PartialFolder {
   static std::filesystem::path create(const std::filesystem::path& folder);
   void start_over(const Json& identity) const;
 
-  /// Keeps other processes away while it lives. Throws Error when one is there.
-  class Lock {
-   public:
-    explicit Lock(const std::filesystem::path& folder);
-    ~Lock();
-    Lock(const Lock&) = delete;
-    Lock& operator=(const Lock&) = delete;
-
-   private:
-    int descriptor_ = -1;
-  };
-
   std::filesystem::path output_, folder_;
-  Lock lock_;
+  FolderLock lock_;  // keeps other processes away
   int64_t resumed_layers_ = 0;
 };
 

@@ -79,22 +79,23 @@ const at::Tensor& TrainedModel::weight(const std::string& name) const {
   return place == places_.end() ? frozen_.at(name) : units_[place->second.first].leaf(place->second.second);
 }
 
+std::vector<FlatWeights*> TrainedModel::buffers(size_t unit, const Teacher* teacher) {
+  std::vector<FlatWeights*> result = {&units_[unit].values()};
+  if (!frozen_units_.empty()) result.push_back(&frozen_units_[unit]);
+  if (teacher != nullptr && !teacher->units_.empty()) result.push_back(&teacher->units_[unit]);
+  return result;
+}
+
 void TrainedModel::start_use(size_t unit, const Teacher* teacher) {
-  units_[unit].values().start_gather();
-  if (!frozen_units_.empty()) frozen_units_[unit].start_gather();
-  if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].start_gather();
+  for (FlatWeights* weights : buffers(unit, teacher)) weights->start_gather();
 }
 
 void TrainedModel::use(size_t unit, const Teacher* teacher) {
-  units_[unit].values().gather();
-  if (!frozen_units_.empty()) frozen_units_[unit].gather();
-  if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].gather();
+  for (FlatWeights* weights : buffers(unit, teacher)) weights->gather();
 }
 
 void TrainedModel::release(size_t unit, const Teacher* teacher) {
-  units_[unit].values().release();
-  if (!frozen_units_.empty()) frozen_units_[unit].release();
-  if (teacher != nullptr && !teacher->units_.empty()) teacher->units_[unit].release();
+  for (FlatWeights* weights : buffers(unit, teacher)) weights->release();
 }
 
 at::Tensor TrainedModel::run_layer(int64_t layer, const at::Tensor& h, const at::Tensor& documents) const {

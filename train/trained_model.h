@@ -87,6 +87,8 @@ class TrainedModel {
   struct Kept {
     at::Tensor before, after;  // the latter with its graph, unless layers run again
   };
+  /// The buffers that a unit runs with: its trained weights, and what is shared of its frozen ones and the teacher's.
+  std::vector<FlatWeights*> buffers(size_t unit, const Teacher* teacher);
   void start_use(size_t unit, const Teacher* teacher);
   void use(size_t unit, const Teacher* teacher);
   void release(size_t unit, const Teacher* teacher);

@@ -2,10 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,6 +13,7 @@
 
 #include "core/errors.h"
 #include "core/files.h"
+#include "core/folder_lock.h"
 #include "core/progress.h"
 #include "train/event_file.h"
 
@@ -24,6 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr const char* kMetrics = "metrics.jsonl";
+constexpr const char* kTraining = "training to this output";
 
 struct Data {
   TokenDataset training, validation;
@@ -147,29 +146,6 @@ std::string model_card(const ModelSource& student, const UptrainReport& report, 
       perplexity(report.before.cross_entropy), perplexity(report.after.cross_entropy), report.before.distillation,
       report.after.distillation);
 }
-
-/// The folder of an unfinished run, which one run at a time may use.
-class RunFolder {
- public:
-  explicit RunFolder(const fs::path& folder) {
-    std::error_code failure;
-    fs::create_directories(folder, failure);
-    if (failure) throw_system_error("cannot create", folder, failure.value());
-    const fs::path file = folder / "lock";
-    lock_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (lock_ < 0) throw_system_error("cannot open", file, errno);
-    if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-      ::close(lock_);
-      throw UsageError(fmt::format("another run is training into {}", folder.string()), "wait for it, or stop it");
-    }
-  }
-  ~RunFolder() { ::close(lock_); }
-  RunFolder(const RunFolder&) = delete;
-  RunFolder& operator=(const RunFolder&) = delete;
-
- private:
-  int lock_;
-};
 
 TrainRecipe complete_recipe(const UptrainOptions& options) {
   TrainRecipe recipe = options.recipe;
@@ -325,7 +301,7 @@ void check_unfinished(const fs::path& folder, const UptrainOptions& options) {
     throw UsageError(fmt::format("there is an unfinished run to {}", options.output.output.string()),
                      "--resume goes on with it, --force starts over");
   }
-  const RunFolder own(folder);  // not one that runs
+  const FolderLock own(folder, kTraining);  // not one that runs
   fs::remove_all(folder);
 }
 
@@ -369,10 +345,13 @@ UptrainReport uptrain(std::shared_ptr<ModelSource> student, std::shared_ptr<Mode
                          group->world() == 1 ? "" : "es", options.model.zero.level, options.recipe.batch,
                          options.window, options.recipe.micro_batch));
   }
-  std::optional<RunFolder> lock;
+  std::optional<FolderLock> lock;
   if (group->first()) {
     check_unfinished(folder, options);
-    lock.emplace(folder);
+    std::error_code failure;
+    fs::create_directories(folder, failure);
+    if (failure) throw_system_error("cannot create", folder, failure.value());
+    lock.emplace(folder, kTraining);
   }
   group->barrier();
   const auto remove_folder = [&] {

@@ -56,7 +56,7 @@ std::filesystem::path training_folder(const std::filesystem::path& output);
 /// Trains `student`, on `teacher` where a stage needs it, with all processes of `group`, of which the first writes
 /// options.output. When one process is interrupted, all save the same state and throw InterruptedError; with `resume`
 /// the next run goes on as if nothing had been, with any number of processes. Throws UsageError when there is an
-/// unfinished run and neither resume nor force, or when it is still running.
+/// unfinished run and neither resume nor force, Error while it still runs.
 UptrainReport uptrain(std::shared_ptr<ModelSource> student, std::shared_ptr<ModelSource> teacher,
                       const UptrainOptions& options, std::shared_ptr<ProcessGroup> group = single_process());
 

@@ -63,8 +63,6 @@ class WeightUnit {
   at::Tensor entry(const at::Tensor& whole, size_t i) const;
 
  private:
-  at::Tensor whole_gradient() const;
-
   std::string name_;
   Options options_;
   std::shared_ptr<ProcessGroup> group_;

@@ -66,7 +66,7 @@ done
 start_uptrain "$work/out"
 wait_for_state "$work/out"
 uptrain "$work/out" --resume >/dev/null 2>"$work/err" && fail "two runs into one output"
-grep -q "another run is training into" "$work/err" || fail "two runs into one output: $(cat "$work/err")"
+grep -q "another process is training to this output" "$work/err" || fail "two runs into one output: $(cat "$work/err")"
 kill -INT "$pid"
 wait "$pid"
 code=$?
