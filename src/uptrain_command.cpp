@@ -198,11 +198,13 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
       ->type_name("NUMBER");
   command.add_option("--kept-lr", flags.kept_rate, "Of those that have the teacher's shape (default: --lr)")
       ->type_name("NUMBER");
-  command.add_option("--local-lr", flags.local.learning_rates[0], "Of the local stage, times each matrix's deviation")
+  command
+      .add_option("--local-lr", flags.local.learning_rates[0],
+                  "Of the local stage, times each matrix's root mean square")
       ->capture_default_str()
       ->type_name("NUMBER");
   command.add_flag("--relative-lr", flags.main.relative_rates,
-                   "--lr and the like are times the standard deviation of each matrix");
+                   "--lr and the like are times the root mean square of each matrix");
   command.add_option("--trunk-lr", flags.main.learning_rates[2], "Learning rate of all others")
       ->capture_default_str()
       ->type_name("NUMBER");

@@ -10,6 +10,11 @@
 #include "core/errors.h"
 
 namespace cinch {
+namespace {
+
+constexpr double kInitialSize = 0.02;  // of weights that are all zero: what models begin with (initializer_range)
+
+}  // namespace
 
 Json TrainStage::to_json() const {
   return {{"local", local},
@@ -73,7 +78,17 @@ RateGroup Trainer::rate_group(const Parameter& parameter) const {
   return teacher_ != nullptr && teacher_->has(parameter.name, parameter.shape) ? RateGroup::kept : RateGroup::fresh;
 }
 
+double Trainer::scale_of(const Parameter& parameter) const {
+  // From the file: this process may hold only a part, and a resumed run has other values by now.
+  const at::Tensor value = model_.source().tensor(parameter.name, at::kFloat);
+  const double mean_square = value.square().mean().item<double>();
+  model_.source().tensors().release(parameter.name);
+  return mean_square > 0 ? std::sqrt(mean_square) : kInitialSize;
+}
+
 void Trainer::make_optimizer() {
+  const bool relative = std::any_of(recipe_.stages.begin(), recipe_.stages.end(),
+                                    [](const TrainStage& stage) { return stage.relative_rates; });
   std::vector<AdamWPiece> pieces;
   for (const Parameter& parameter : model_.parameters()) {
     WeightUnit& unit = model_.units()[parameter.unit];
@@ -83,15 +98,13 @@ void Trainer::make_optimizer() {
     if (first >= last) continue;
     const auto part = [&](const at::Tensor& whole) { return whole.narrow(0, first - unit.first(), last - first); };
     const bool matrix = parameter.shape.size() > 1;
-    pieces.push_back(
-        {.value = part(unit.master()),
-         .gradient = part(unit.gradient()),
-         .mean = part(unit.mean()),
-         .square = part(unit.square()),
-         .rate = static_cast<int>(rate_group(parameter)),
-         .scale = model_.source().tensor(parameter.name, at::kFloat).std(/*unbiased=*/false).item<double>(),
-         .weight_decay = matrix ? recipe_.weight_decay : 0.0});
-    model_.source().tensors().release(parameter.name);
+    pieces.push_back({.value = part(unit.master()),
+                      .gradient = part(unit.gradient()),
+                      .mean = part(unit.mean()),
+                      .square = part(unit.square()),
+                      .rate = static_cast<int>(rate_group(parameter)),
+                      .scale = relative ? scale_of(parameter) : 1.0,
+                      .weight_decay = matrix ? recipe_.weight_decay : 0.0});
   }
   optimizer_.emplace(std::move(pieces), recipe_.adamw);
 }
@@ -124,7 +137,7 @@ void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t c
     if (states.teacher_hidden.defined()) inputs.teacher_hidden = states.teacher_hidden.flatten(0, 1);
     const LossValue loss = linear_cross_entropy_kd(inputs, {.weights = stage.loss,
                                                             .softcap = model_.config().final_logit_softcap,
-                                                            .denominator = static_cast<int64_t>(denominator_),
+                                                            .denominator = denominator_,
                                                             .chunk_bytes = recipe_.chunk_bytes});
     report.loss += loss.total.item<double>();
     report.cross_entropy += loss.cross_entropy.item<double>();
@@ -157,7 +170,7 @@ StepReport Trainer::step() {
   report.stage = now.stage;
   const int64_t world = model_.group()->world(), rank = model_.group()->rank();
   const int64_t start = steps_done_ * recipe_.batch;
-  denominator_ = static_cast<double>(std::max<int64_t>(1, samples_.targets(start, recipe_.batch)));
+  denominator_ = std::max<int64_t>(1, samples_.targets(start, recipe_.batch));
   const int64_t first = recipe_.batch * rank / world, end = recipe_.batch * (rank + 1) / world;
   const int64_t most = (recipe_.batch + world - 1) / world;  // of any process
   const int64_t parts = (most + recipe_.micro_batch - 1) / recipe_.micro_batch;

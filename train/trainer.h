@@ -30,8 +30,8 @@ struct TrainStage {
   bool local = false;
   LossWeights loss = {};
   std::array<double, 3> learning_rates = {5e-5, 5e-5, 1e-5};  // by RateGroup
-  /// A matrix's rate is times the standard deviation that its elements had before training. Converted matrices differ
-  /// in scale by a factor of hundreds.
+  /// A weight's rate is times the root mean square that its elements had before training. Converted matrices differ in
+  /// size by a factor of hundreds.
   bool relative_rates = false;
   Schedule schedule = {};
 
@@ -87,6 +87,7 @@ class Trainer {
   };
   Place place() const;
   void make_optimizer();
+  double scale_of(const Parameter& parameter) const;
   std::vector<StateShare> shares();
   void take_micro_batch(const TrainStage& stage, int64_t first, int64_t count, bool last, StepReport& report);
   /// Norm of all gradients of all processes, clipped to the recipe's.
@@ -100,7 +101,7 @@ class Trainer {
   std::optional<AdamW> optimizer_;
   LossGuard guard_;
   int64_t steps_done_ = 0;
-  double denominator_ = 1;  // targets of the running step
+  int64_t denominator_ = 1;  // targets of the running step
 };
 
 }  // namespace cinch

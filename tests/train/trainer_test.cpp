@@ -106,6 +106,25 @@ TEST(Trainer, RefusesStatesOfOtherRunsAndDamagedOnes) {
   EXPECT_ANY_THROW(TinyRun().trainer.resume(folder / "states"));
 }
 
+/// Adam's first step is the rate itself, so that a step tells what the rate was.
+TEST(Trainer, RelativeRatesFollowTheSizeOfEachWeight) {
+  TrainRecipe recipe = tiny_recipe();
+  recipe.weight_decay = 0;
+  recipe.stages[0].loss = {1, 0};
+  recipe.stages[0].schedule.warmup_steps = 0;
+  recipe.stages[0].relative_rates = true;
+  recipe.stages[0].learning_rates = {1e-3, 1e-3, 1e-3};
+  TinyRun run(recipe, {.trainable = Trainable::all, .compute = at::kDouble}, single_process(), "qwen2");
+  const std::vector<at::Tensor> before = run.weights();
+  run.steps(1);
+  const std::vector<at::Tensor> after = run.weights();
+  for (size_t i = 0; i < before.size(); ++i) {
+    const double size = before[i].square().mean().sqrt().item<double>();
+    const double moved = (after[i] - before[i]).abs().median().item<double>();
+    EXPECT_NEAR(moved, 1e-3 * size, 1e-5 * size) << i;
+  }
+}
+
 TEST(Trainer, ChecksItsRecipe) {
   const auto with = [](const std::function<void(TrainRecipe&)>& change) {
     TrainRecipe recipe = tiny_recipe();
