@@ -8,7 +8,7 @@
 namespace cinch {
 
 const std::vector<const AttentionKernel*>& attention_kernels() {
-  static const std::vector<const AttentionKernel*> kernels = {&sdpa_kernel(), &reference_kernel()};
+  static const std::vector<const AttentionKernel*> kernels = {&flash_kernel(), &sdpa_kernel(), &reference_kernel()};
   return kernels;
 }
 

@@ -1,13 +1,16 @@
 // Memory and time of the loss in chunks (train/linear_cross_entropy_kd) beside the plain operations: logits of all
 // tokens, log-softmax, cross entropy and KL, autograd. Each runs in a process of its own, so that its peak is its own.
 //
-//   loss_memory [TOKENSxVOCABULARYxHIDDEN ...] [--dtype f32|bf16] [--head] [--repeats N]
+//   loss_memory [TOKENSxVOCABULARYxHIDDEN ...] [--dtype f32|bf16] [--head] [--repeats N] [--chunk MIB] [--device cuda]
 //
 // --head trains the head too. Bytes are what a process holds at its worst moment beyond the inputs (VmHWM of
-// /proc/self/status); seconds the best of N, forward and backward. Then what the formula (train/planning/loss_bytes)
-// gives for 8192 tokens and 128k words, beside what Liger-Kernel publishes for its operations.
+// /proc/self/status, on CUDA what LibTorch has allocated); seconds the best of N, forward and backward. Then what the
+// formula (train/planning/loss_bytes) gives for 8192 tokens and 128k words, beside what Liger-Kernel publishes for its
+// operations.
 #include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,6 +23,7 @@
 #include <vector>
 
 #include "core/errors.h"
+#include "core/plugin.h"
 #include "train/linear_cross_entropy_kd.h"
 #include "train/planning/loss_bytes.h"
 
@@ -29,8 +33,9 @@ namespace {
 
 struct Setting {
   int64_t tokens = 0, vocabulary = 0, hidden = 0;
-  bool bf16 = false, head = false, teacher = true;
+  bool bf16 = false, head = false, teacher = true, cuda = false;
   int repeats = 3;
+  int64_t chunk = 256;  // MiB
 };
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -61,16 +66,39 @@ at::Tensor plain_loss(const LossInputs& in) {
   return loss;
 }
 
+/// Bytes of this process that tensors take: now, and at its worst moment since reset().
+class Memory {
+ public:
+  explicit Memory(bool cuda) : cuda_(cuda) {}
+  void reset() const { cuda_ ? c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(0) : forget_peak(); }
+  int64_t now() const { return cuda_ ? of_device().current : status_bytes("VmRSS"); }
+  int64_t peak() const { return cuda_ ? of_device().peak : status_bytes("VmHWM"); }
+  void wait() const {
+    if (cuda_) at::accelerator::synchronizeDevice(0);
+  }
+
+ private:
+  static c10::CachingAllocator::Stat of_device() {
+    return c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(0).allocated_bytes[0];  // of all pools
+  }
+  bool cuda_;
+};
+
 /// In the child: prints bytes and seconds.
 void measure(const Setting& setting, bool chunks) {
+  if (setting.cuda) load_cuda_plugin();
   at::manual_seed(1);
+  const at::Device device(setting.cuda ? at::kCUDA : at::kCPU);
   const at::ScalarType type = setting.bf16 ? at::kBFloat16 : at::kFloat;
-  const auto random = [&](int64_t rows) { return (at::randn({rows, setting.hidden}) * 0.05).to(type); };
-  LossInputs inputs{.hidden = random(setting.tokens),
-                    .head = random(setting.vocabulary),
-                    .teacher_hidden = {},
-                    .teacher_head = {},
-                    .targets = at::randint(setting.vocabulary, {setting.tokens}, at::kLong)};
+  const auto random = [&](int64_t rows) {
+    return at::randn({rows, setting.hidden}, at::TensorOptions(device)).mul_(0.05).to(type);
+  };
+  LossInputs inputs{
+      .hidden = random(setting.tokens),
+      .head = random(setting.vocabulary),
+      .teacher_hidden = {},
+      .teacher_head = {},
+      .targets = at::randint(setting.vocabulary, {setting.tokens}, at::TensorOptions(at::kLong).device(device))};
   if (setting.teacher) {
     inputs.teacher_hidden = random(setting.tokens);
     inputs.teacher_head = random(setting.vocabulary);
@@ -78,17 +106,21 @@ void measure(const Setting& setting, bool chunks) {
   inputs.hidden.requires_grad_(true);
   inputs.head.requires_grad_(setting.head);
   const double teacher = setting.teacher ? 1 : 0;
+  const LossOptions options = {.weights = {1.0, teacher}, .chunk_bytes = setting.chunk << 20};
+  const Memory memory(setting.cuda);
   double best = 1e30;
-  forget_peak();
-  const int64_t before = status_bytes("VmRSS");
+  memory.reset();
+  memory.wait();
+  const int64_t before = memory.now();
   for (int i = 0; i < setting.repeats; ++i) {
     const double start = seconds();
-    (chunks ? linear_cross_entropy_kd(inputs, {.weights = {1.0, teacher}}).total : plain_loss(inputs)).backward();
+    (chunks ? linear_cross_entropy_kd(inputs, options).total : plain_loss(inputs)).backward();
+    memory.wait();
     best = std::min(best, seconds() - start);
     inputs.hidden.mutable_grad() = at::Tensor();
     inputs.head.mutable_grad() = at::Tensor();
   }
-  std::cout << status_bytes("VmHWM") - before << " " << best << std::endl;
+  std::cout << memory.peak() - before << " " << best << std::endl;
 }
 
 struct Result {
@@ -100,9 +132,11 @@ Result in_a_process(const Setting& setting, bool chunks) {
   if (::pipe(pipe_ends) != 0) throw Error("cannot make a pipe");
   std::cout.flush();
   const std::string sizes = fmt::format("{}x{}x{}", setting.tokens, setting.vocabulary, setting.hidden);
-  const std::string repeats = std::to_string(setting.repeats);
-  std::vector<const char*> argv = {"loss_memory", "--child",   chunks ? "chunks" : "plain",
-                                   sizes.c_str(), "--repeats", repeats.c_str()};
+  const std::string repeats = std::to_string(setting.repeats), chunk = std::to_string(setting.chunk);
+  std::vector<const char*> argv = {"loss_memory", "--child",    chunks ? "chunks" : "plain",
+                                   sizes.c_str(), "--repeats",  repeats.c_str(),
+                                   "--chunk",     chunk.c_str()};
+  if (setting.cuda) argv.insert(argv.end(), {"--device", "cuda"});
   if (setting.bf16) argv.insert(argv.end(), {"--dtype", "bf16"});
   if (setting.head) argv.push_back("--head");
   if (!setting.teacher) argv.push_back("--no-teacher");
@@ -134,10 +168,11 @@ void compare(const Setting& setting) {
                                                          .hidden_size = setting.hidden,
                                                          .compute_bytes = setting.bf16 ? 2 : 4,
                                                          .teacher = setting.teacher,
-                                                         .trains_head = setting.head})) /
+                                                         .trains_head = setting.head,
+                                                         .chunk_bytes = setting.chunk << 20})) /
                          1e9;
   const std::string sizes = fmt::format("{} x {} x {}", setting.tokens, setting.vocabulary, setting.hidden);
-  std::cout << fmt::format("{:<22} {:>9.2f} {:>9.2f} {:>9.2f} {:>7.1f} {:>10.2f} {:>10.2f} {:>7.2f}\n", sizes, formula,
+  std::cout << fmt::format("{:<22} {:>9.2f} {:>9.2f} {:>9.2f} {:>7.1f} {:>10.3f} {:>10.3f} {:>7.2f}\n", sizes, formula,
                            chunks.gigabytes, plain.gigabytes, plain.gigabytes / chunks.gigabytes, chunks.seconds,
                            plain.seconds, plain.seconds / chunks.seconds)
             << std::flush;
@@ -184,6 +219,10 @@ int run(const std::vector<std::string>& arguments) {
       setting.head = true;
     } else if (arguments[i] == "--no-teacher") {
       setting.teacher = false;
+    } else if (arguments[i] == "--device") {
+      setting.cuda = value() == "cuda";
+    } else if (arguments[i] == "--chunk") {
+      setting.chunk = std::stoll(value());
     } else if (arguments[i] == "--repeats") {
       setting.repeats = std::stoi(value());
     } else {
@@ -195,7 +234,8 @@ int run(const std::vector<std::string>& arguments) {
     return 0;
   }
   if (sizes.empty()) sizes = {"1024x32768x576", "1024x49152x576", "1024x131072x576", "2048x131072x576"};
-  std::cout << fmt::format("{}, {} threads, {}, {}\n\n", setting.bf16 ? "bf16" : "f32", at::get_num_threads(),
+  std::cout << fmt::format("{}, {}, {}, {}\n\n", setting.bf16 ? "bf16" : "f32",
+                           setting.cuda ? "CUDA" : fmt::format("{} threads", at::get_num_threads()),
                            setting.teacher ? "KL + cross entropy" : "cross entropy",
                            setting.head ? "head trained" : "head frozen")
             << fmt::format("{:<22} {:>9} {:>9} {:>9} {:>7} {:>10} {:>10} {:>7}\n", "tokens x words x E", "formula GB",

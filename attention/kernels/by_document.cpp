@@ -5,26 +5,22 @@
 #include "attention/kernels/kernels.h"
 
 namespace cinch {
-namespace {
 
-/// Lengths of the documents of (B, T) starts, row by row; a row begins one whatever its first number says.
-std::vector<int64_t> document_lengths(const at::Tensor& documents, int64_t first) {
-  const at::Tensor starts = documents.to(at::kCPU).contiguous();
+std::vector<int64_t> document_lengths(const AttentionRequest& request) {
+  const at::Tensor starts = request.documents.to(at::kCPU).contiguous();
   const int64_t* start = starts.const_data_ptr<int64_t>();
   std::vector<int64_t> lengths;
   for (int64_t i = 0, width = starts.size(1); i < starts.numel(); ++i) {
-    if (i % width == 0 || start[i] == first + i % width) lengths.push_back(0);
+    if (i % width == 0 || start[i] == request.first_query + i % width) lengths.push_back(0);
     ++lengths.back();
   }
   return lengths;
 }
 
-}  // namespace
-
 at::Tensor run_by_document(const AttentionRequest& request,
                            const std::function<at::Tensor(const AttentionRequest&)>& kernel) {
   const int64_t batch = request.q.size(0), queries = request.q.size(2);
-  const std::vector<int64_t> lengths = document_lengths(request.documents, request.first_query);
+  const std::vector<int64_t> lengths = document_lengths(request);
   AttentionRequest part = request;
   part.documents.reset();
   if (static_cast<int64_t>(lengths.size()) == batch) return kernel(part);

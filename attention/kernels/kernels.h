@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "attention/attention_kernel.h"
 
@@ -12,6 +13,8 @@ namespace cinch {
 const AttentionKernel& reference_kernel();
 /// ATen's scaled_dot_product_attention (flash form on CPU).
 const AttentionKernel& sdpa_kernel();
+/// ATen's flash attention on CUDA for documents and windows.
+const AttentionKernel& flash_kernel();
 
 /// (T, S) bool: which keys each query sees (causal, window); (B, 1, T, S) where there are documents.
 at::Tensor visible_keys(const AttentionRequest& request);
@@ -22,6 +25,9 @@ bool window_is_idle(const AttentionRequest& request);
 /// runs `kernel` on each and joins the results along T.
 at::Tensor run_in_query_blocks(const AttentionRequest& request, int64_t block,
                                const std::function<at::Tensor(const AttentionRequest&)>& kernel);
+
+/// Tokens of each document, sequence by sequence; a sequence begins one. Reads the documents on the host.
+std::vector<int64_t> document_lengths(const AttentionRequest& request);
 
 /// Runs `kernel` on each document by itself and joins the results, for requests whose keys are those of the queries: no
 /// mask, and no work on pairs of tokens that do not see each other. Reads the documents on the host.

@@ -29,8 +29,10 @@ Scores count_scores(int64_t queries, int64_t window, int64_t block) {
 /// As LatentAttention chooses where every token is a query and a key.
 bool is_absorbed(const AttentionSpec& spec) { return 2 * spec.kv_lora_rank < spec.qk_nope_head_dim + spec.v_head_dim; }
 
+/// Through a mask of (T, S), which the flash kernel of CUDA does without.
 bool is_masked(const AttentionSpec& spec, const ActivationShape& shape) {
-  return spec.window > 0 && shape.window > spec.window;
+  const bool flash = !shape.on_cpu && shape.compute_bytes == 2 && spec.softcap == 0;
+  return spec.window > 0 && shape.window > spec.window && !flash;
 }
 
 /// Numbers of each kind that one token makes a layer keep, and bytes that do not follow the tokens.
@@ -170,7 +172,7 @@ bool holds_probabilities(const AttentionSpec& spec, const ActivationShape& shape
   if (spec.softcap > 0) return true;
   if (shape.on_cpu) return false;
   const bool shares_heads = spec.kind == AttentionKind::grouped_query && spec.n_heads != spec.n_kv_heads;
-  const bool flash = shape.compute_bytes == 2 && !is_masked(spec, shape);
+  const bool flash = shape.compute_bytes == 2;
   const bool memory_efficient = shape.compute_bytes <= 4 && !shares_heads;
   return !flash && !memory_efficient;
 }

@@ -104,6 +104,8 @@ TEST(ActivationBytes, OnCudaSomeTypesNeedWholeScores) {
   AttentionSpec spec = {.hidden_size = 512, .n_heads = 8, .n_kv_heads = 2, .head_dim = 64};
   ActivationShape shape = {.samples = 1, .window = 1024, .compute_bytes = 2, .on_cpu = false};
   EXPECT_FALSE(holds_probabilities(spec, shape));
+  spec.window = 100;
+  EXPECT_FALSE(holds_probabilities(spec, shape));
   shape.compute_bytes = 4;  // the memory-efficient form does not share heads
   EXPECT_TRUE(holds_probabilities(spec, shape));
   spec.n_kv_heads = 8;

@@ -1,0 +1,131 @@
+// Training on a CUDA device equals training on the CPU.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <torch/csrc/distributed/c10d/FileStore.hpp>
+
+#include <cmath>
+
+#include "core/plugin.h"
+#include "tests/support/cuda_device.h"
+#include "tests/train/tiny_run.h"
+#include "train/cuda/nccl_abi.h"
+#include "train/linear_cross_entropy_kd.h"
+
+namespace cinch {
+namespace {
+
+class CudaTraining : public CudaTest {};
+
+TrainedModel::Options options_on(at::Device device, at::ScalarType compute) {
+  return {.compute = compute, .device = device};
+}
+
+TEST_F(CudaTraining, StepsEqualTheCpus) {
+  for (const char* family : {"llama_gqa", "qwen3", "gemma2", "deepseek_v3"}) {
+    TinyRun cpu(tiny_recipe(), options_on(at::kCPU, at::kDouble), single_process(), family);
+    cpu.steps(4);
+    for (const int zero : {0, 1, 2, 3}) {
+      for (const bool recompute : {false, true}) {
+        TrainedModel::Options options = options_on(at::kCUDA, at::kDouble);
+        options.zero.level = zero;
+        options.recompute = recompute;
+        TinyRun cuda(tiny_recipe(), options, single_process(), family);
+        cuda.steps(4);
+        expect_near(cuda.weights(), cpu.weights(), 1e-9);
+      }
+    }
+  }
+}
+
+TEST_F(CudaTraining, EveryStageRunsAndNarrowTypesStayNear) {
+  TrainRecipe recipe = tiny_recipe(6);
+  TrainStage local = recipe.stages.front();
+  local.local = true;
+  recipe.stages.insert(recipe.stages.begin(), local);
+  recipe.stages.push_back(recipe.stages.front());
+  recipe.stages.back().local = false;
+  recipe.stages.back().loss = {1, 0};
+  recipe.guard.deviations = 0;
+  std::vector<double> expected;
+  for (const auto& [device, type, tolerance] : {std::tuple{at::kCPU, at::kDouble, 0.0},
+                                                {at::kCUDA, at::kDouble, 1e-9},
+                                                {at::kCUDA, at::kFloat, 1e-3},
+                                                {at::kCUDA, at::kBFloat16, 3e-2}}) {
+    TinyRun run(recipe, options_on(device, type));
+    for (size_t i = 0; !run.trainer.done(); ++i) {
+      const double loss = run.trainer.step().loss;
+      if (device == at::kCPU) {
+        expected.push_back(loss);
+      } else {
+        EXPECT_NEAR(loss, expected.at(i), tolerance * expected.at(i)) << at::toString(type) << ", step " << i;
+      }
+    }
+  }
+}
+
+TEST_F(CudaTraining, StatesGoFromDeviceToDevice) {
+  const TempFolder folder;
+  TinyRun straight(tiny_recipe(), options_on(at::kCUDA, at::kDouble)),
+      first(tiny_recipe(), options_on(at::kCUDA, at::kDouble));
+  straight.steps(6);
+  first.steps(3);
+  first.save(folder / "states");
+  TinyRun again(tiny_recipe(), options_on(at::kCUDA, at::kDouble)),
+      cpu(tiny_recipe(), options_on(at::kCPU, at::kDouble));
+  for (TinyRun* run : {&again, &cpu}) {
+    ASSERT_TRUE(run->trainer.resume(folder / "states"));
+    run->steps(3);
+  }
+  expect_near(again.weights(), straight.weights(), 1e-12);
+  expect_near(cpu.weights(), straight.weights(), 1e-9);
+}
+
+TEST_F(CudaTraining, LossAndGradientsEqualThePlainOperations) {
+  constexpr int64_t kTokens = 300, kWidth = 96, kVocabulary = 1001;
+  at::manual_seed(5);
+  const auto random = [&](int64_t rows) { return (at::randn({rows, kWidth}, at::kDouble) * 0.3).to(at::kCUDA); };
+  LossInputs in{.hidden = random(kTokens).requires_grad_(true),
+                .head = random(kVocabulary).requires_grad_(true),
+                .teacher_hidden = random(kTokens),
+                .teacher_head = random(kVocabulary),
+                .targets = at::randint(kVocabulary, {kTokens}, at::kLong).to(at::kCUDA)};
+  const LossValue found = linear_cross_entropy_kd(in, {.weights = {0.3, 0.7}, .chunk_bytes = 4 * kVocabulary * 8 * 7});
+  found.total.backward();
+  const at::Tensor hidden = in.hidden.grad().clone(), head = in.head.grad().clone();
+  in.hidden.mutable_grad().reset();
+  in.head.mutable_grad().reset();
+  const at::Tensor student = at::log_softmax(at::linear(in.hidden, in.head), 1);
+  const at::Tensor teacher = at::log_softmax(at::linear(in.teacher_hidden, in.teacher_head), 1);
+  const at::Tensor plain =
+      0.3 * at::nll_loss(student, in.targets) + 0.7 * at::kl_div(student, teacher, at::Reduction::Sum, true) / kTokens;
+  plain.backward();
+  EXPECT_NEAR(found.total.item<double>(), plain.item<double>(), 1e-10);
+  EXPECT_LT((hidden - in.hidden.grad()).abs().max().item<double>(), 1e-10 * hidden.abs().max().item<double>());
+  EXPECT_LT((head - in.head.grad()).abs().max().item<double>(), 1e-10 * head.abs().max().item<double>());
+}
+
+// One GPU holds one process of NCCL: the plug-in and the operations that training asks for, alone.
+TEST_F(CudaTraining, NcclSumsGathersAndScatters) {
+  const TempFolder folder;
+  const auto make =
+      reinterpret_cast<decltype(&cinch_nccl_group)>(find_in_plugin("libcinch_nccl.so", "cinch_nccl_group"));
+  c10::intrusive_ptr<c10d::Backend> group;
+  make(c10::make_intrusive<c10d::FileStore>((folder / "store").string(), 1), 0, 1, std::chrono::seconds(60), &group);
+  EXPECT_EQ(group->getBackendName(), "nccl");
+  const auto options = at::TensorOptions(at::kCUDA);
+  std::vector<at::Tensor> sums = {at::arange(6, options.dtype(at::kFloat))};
+  group->allreduce(sums)->wait();
+  at::Tensor whole = at::arange(6, options.dtype(at::kFloat)), share = at::zeros({6}, options.dtype(at::kFloat));
+  group->_reduce_scatter_base(share, whole)->wait();
+  at::Tensor gathered = at::zeros({24}, options.dtype(at::kByte)), bytes = whole.view(at::kByte);
+  group->_allgather_base(gathered, bytes)->wait();
+  const at::Tensor expected = at::arange(6, at::kFloat);
+  EXPECT_TRUE(at::equal(sums[0].cpu(), expected));
+  EXPECT_TRUE(at::equal(share.cpu(), expected));
+  EXPECT_TRUE(at::equal(gathered.cpu().view(at::kFloat), expected));
+  group->shutdown();
+}
+
+}  // namespace
+}  // namespace cinch
