@@ -6,7 +6,7 @@
 namespace cinch {
 
 /// x / rms(x) * (offset + weight), computed in fp32 for half types as transformers does: rounded before the weight
-/// without an offset (Llama), after it with one (Gemma).
+/// without an offset (Llama; on CUDA after it, where it is one kernel), after it with one (Gemma).
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, double offset = 0.0);
 
 }  // namespace cinch

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "attention/recorded.h"
+#include "attention/rotation.h"
 #include "core/errors.h"
 
 namespace cinch {
@@ -160,6 +160,21 @@ std::vector<double> short_frequencies(const RopeSpec& spec) {
   return widen(result);
 }
 
+at::Tensor rotate_halves(const at::Tensor& x, const RotaryTable& table) {
+  const int64_t planes = table.cos.size(-1), width = x.size(-1);
+  at::Tensor result = at::empty_like(x);
+  const auto first = x.narrow(-1, 0, planes), second = x.narrow(-1, planes, planes);
+  at::Tensor turned = result.narrow(-1, 0, planes);
+  at::mul_out(turned, first, table.cos);
+  turned.addcmul_(second, table.sin, -1);
+  turned = result.narrow(-1, planes, planes);
+  at::mul_out(turned, second, table.cos);
+  turned.addcmul_(first, table.sin);
+  if (width > 2 * planes)
+    result.narrow(-1, 2 * planes, width - 2 * planes).copy_(x.narrow(-1, 2 * planes, width - 2 * planes));
+  return result;
+}
+
 /// Positions of a table.
 struct Span {
   int64_t first, count;
@@ -168,15 +183,18 @@ struct Span {
 RotaryTable scaled_table(const std::vector<double>& inv_freq, double scaling, Span span, at::ScalarType dtype,
                          at::Device device) {
   const at::ScalarType work = dtype == at::kDouble ? at::kDouble : at::kFloat;
-  const auto planes = at::tensor(at::ArrayRef<double>(inv_freq), at::kDouble).to(work);
-  const auto positions = at::arange(span.first, span.first + span.count, at::TensorOptions().dtype(work));
+  // Made on the device: a copy from the host would wait for what it computes.
+  const auto options = at::TensorOptions(work).device(device);
+  const auto planes =
+      at::tensor(at::ArrayRef<double>(inv_freq), at::kDouble).to(work).to(device, /*non_blocking=*/true);
+  const auto positions = at::arange(span.first, span.first + span.count, options);
   const auto angles = at::outer(positions, planes);  // (count, planes)
   at::Tensor cos = angles.cos(), sin = angles.sin();
   if (scaling != 1.0) {
     cos.mul_(scaling);
     sin.mul_(scaling);
   }
-  return {cos.to(device, dtype), sin.to(device, dtype)};
+  return {cos.to(dtype), sin.to(dtype)};
 }
 
 }  // namespace
@@ -209,25 +227,6 @@ Rope::Table Rope::table(int64_t first, int64_t count, int64_t length, at::Scalar
   return scaled_table(inv_freq(length), attention_scaling(), {first, count}, dtype, device);
 }
 
-at::Tensor Rope::apply(const at::Tensor& x, const Table& table) {
-  const int64_t planes = table.cos.size(-1), width = x.size(-1);
-  if (is_recorded({x})) {
-    const at::Tensor a = x.narrow(-1, 0, planes), b = x.narrow(-1, planes, planes);
-    return at::cat(
-        {a * table.cos - b * table.sin, b * table.cos + a * table.sin, x.narrow(-1, 2 * planes, width - 2 * planes)},
-        -1);
-  }
-  at::Tensor result = at::empty_like(x);
-  const auto first = x.narrow(-1, 0, planes), second = x.narrow(-1, planes, planes);
-  at::Tensor turned = result.narrow(-1, 0, planes);
-  at::mul_out(turned, first, table.cos);
-  turned.addcmul_(second, table.sin, -1);
-  turned = result.narrow(-1, planes, planes);
-  at::mul_out(turned, second, table.cos);
-  turned.addcmul_(first, table.sin);
-  if (width > 2 * planes)
-    result.narrow(-1, 2 * planes, width - 2 * planes).copy_(x.narrow(-1, 2 * planes, width - 2 * planes));
-  return result;
-}
+at::Tensor Rope::apply(const at::Tensor& x, const Table& table) { return rotated(x, table, &rotate_halves); }
 
 }  // namespace cinch

@@ -3,21 +3,25 @@
 //
 //   uptrain_shape CONFIG.json TARGET [--window 4096] [--micro-batch 1] [--batch N] [--steps 5] [--recompute]
 //                 [--trainable all] [--ce] [--dtype bf16|f32] [--device cuda|cpu] [--documents TOKENS] [--chunk MIB]
+//                 [--trace FILE]
 //
 // TARGET: mqa, gqa:N, or mla:R+D. --ce: next-token loss without a teacher, else KL to the model before conversion.
-// --documents: length of those that samples are packed from. Prints, for one process:
-// tokens per second (median of the steps after the first two), arithmetic per token as planned and what that makes of
-// the speed of matrix products measured in the same run, the memory that tensors took beside what the plan says.
+// --trace: the last step's operations and kernels, for chrome://tracing. --documents: length of those that samples are
+// packed from. Prints, for one process: tokens per second (median of the steps after the first two), arithmetic per
+// token as planned and what that makes of the speed of matrix products measured in the same run, the memory that
+// tensors took beside what the plan says.
 #include <ATen/ATen.h>
 #include <ATen/DeviceAccelerator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <fmt/format.h>
+#include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <algorithm>
 #include <chrono>
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +30,7 @@
 #include "core/plugin.h"
 #include "model/config_source.h"
 #include "train/planning/device_speed.h"
+#include "train/planning/loss_bytes.h"
 #include "train/planning/training_plan.h"
 #include "train/trainer.h"
 
@@ -91,8 +96,8 @@ class RandomModel : public ModelSource {
 };
 
 struct Setting {
-  std::string config, target, dtype = "bf16", device = "cuda";
-  int64_t window = 4096, micro_batch = 1, batch = 0, steps = 5, documents = 0, chunk = 256;
+  std::string config, target, dtype = "bf16", device = "cuda", trace;
+  int64_t window = 4096, micro_batch = 1, batch = 0, steps = 5, documents = 0, chunk = 0;
   bool recompute = false, trains_all = false, next_token = false;
 };
 
@@ -109,6 +114,15 @@ ConversionRecipe recipe_of(const std::string& target) {
   recipe.rank = std::stoll(target.substr(4, plus - 4));
   recipe.rope_dim = std::stoll(target.substr(plus + 1));
   return recipe;
+}
+
+void start_trace(bool cuda) {
+  using namespace torch::autograd::profiler;
+  std::set<ActivityType> activities = {ActivityType::CPU};
+  if (cuda) activities.insert(ActivityType::CUDA);
+  const ProfilerConfig config(ProfilerState::KINETO);
+  prepareProfiler(config, activities);
+  enableProfiler(config, activities);
 }
 
 double gigabytes(int64_t bytes) { return static_cast<double>(bytes) / 1e9; }
@@ -133,7 +147,7 @@ void measure(const Setting& setting) {
   request.tokens = setting.steps * request.batch * request.window;
   request.recompute = setting.recompute;
   request.on_cpu = !cuda;
-  request.chunk_bytes = setting.chunk << 20;
+  request.chunk_bytes = setting.chunk > 0 ? setting.chunk << 20 : loss_chunk_bytes(request.on_cpu);
   const TrainingPlan plan = plan_training(request);
 
   TrainRecipe recipe{.stages = {{.loss = setting.next_token ? LossWeights{1, 0} : LossWeights{0, 1},
@@ -162,10 +176,13 @@ void measure(const Setting& setting) {
   Trainer trainer(model, teacher ? &*teacher : nullptr, samples, recipe);
   std::vector<double> seconds;
   while (!trainer.done()) {
+    const bool traced = !setting.trace.empty() && trainer.steps_done() + 1 == setting.steps;
+    if (traced) start_trace(cuda);
     const auto start = std::chrono::steady_clock::now();
     const StepReport report = trainer.step();
     if (cuda) at::accelerator::synchronizeDevice(0);
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    if (traced) torch::autograd::profiler::disableProfiler()->save(setting.trace);
     if (!std::isfinite(report.loss)) throw Error("the loss is no number");
   }
   std::sort(seconds.begin() + 2, seconds.end());
@@ -212,6 +229,8 @@ Setting parse(const std::vector<std::string>& arguments) {
       setting.documents = std::stoll(value());
     } else if (name == "--chunk") {
       setting.chunk = std::stoll(value());
+    } else if (name == "--trace") {
+      setting.trace = value();
     } else if (name == "--recompute") {
       setting.recompute = true;
     } else if (name == "--ce") {

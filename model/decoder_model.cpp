@@ -25,7 +25,7 @@ ModelTrunk::ModelTrunk(const ModelConfig& config, const ModelFamily& family, con
 }
 
 at::Tensor ModelTrunk::embed(const at::Tensor& ids) const {
-  const at::Tensor h = at::embedding(embedding_, ids).to(dtype_);
+  const at::Tensor h = at::embedding(embedding_, ids.to(embedding_.device())).to(dtype_);
   if (config_->embedding_multiplier == 1.0) return h;
   // transformers rounds the multiplier to the model's dtype first (Gemma).
   return h * at::scalar_tensor(config_->embedding_multiplier, h.options());

@@ -16,7 +16,7 @@ constexpr int64_t kPrefillChunk = 512;
 /// `logits` (V). Greedy at temperature 0, else from the smallest set of tokens whose probability reaches top_p.
 int64_t pick(const at::Tensor& logits, const GenerateOptions& options, std::mt19937_64& random) {
   if (options.temperature <= 0) return logits.argmax().item<int64_t>();
-  const at::Tensor probabilities = at::softmax(logits.to(at::kDouble) / options.temperature, 0);
+  const at::Tensor probabilities = at::softmax(logits.to(at::kCPU, at::kDouble) / options.temperature, 0);
   const auto [sorted, order] = probabilities.sort(/*stable=*/true, 0, /*descending=*/true);
   const double* p = sorted.const_data_ptr<double>();
   int64_t kept = 0;

@@ -12,6 +12,7 @@
 #include "src/model_argument.h"
 #include "src/usage_errors.h"
 #include "train/planning/device_speed.h"
+#include "train/planning/loss_bytes.h"
 
 namespace cinch {
 namespace {
@@ -87,6 +88,7 @@ PlannedTraining plan_of_flags(const TrainingPlanFlags& flags, const ModelConfig&
   request.trains_all = flags.trainable == "all";
   request.compute_bytes = flags.dtype == "bf16" ? 2 : flags.dtype == "f64" ? 8 : 4;
   request.on_cpu = !cuda;
+  request.chunk_bytes = loss_chunk_bytes(request.on_cpu);
   if (request.world > 0) {
     if (flags.micro_batch->empty() && !flags.batch->empty())
       request.micro_batch = std::clamp<int64_t>(request.batch / request.world, 1, request.micro_batch);

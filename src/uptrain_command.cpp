@@ -15,6 +15,7 @@
 #include "src/usage_errors.h"
 #include "train/launch/launch.h"
 #include "train/launch/launch_children.h"
+#include "train/planning/loss_bytes.h"
 #include "train/uptrain.h"
 
 namespace cinch {
@@ -86,6 +87,7 @@ UptrainOptions checked(const UptrainFlags& flags, const std::string& device) {
   options.model.trainable = flags.trainable == "all" ? Trainable::all : Trainable::attention;
   options.model.compute = compute_dtype(flags.dtype);
   options.model.device = open_device(device);
+  options.recipe.chunk_bytes = loss_chunk_bytes(options.model.device.is_cpu());
   options.version = CINCH_VERSION;
   return options;
 }

@@ -30,6 +30,7 @@ void AdamW::step(const std::vector<double>& learning_rates, bool relative) {
   struct Lists {
     std::vector<at::Tensor> values, gradients, means, squares, steps;
   };
+  at::Tensor count;
   std::map<std::pair<double, double>, Lists> groups;  // of one learning rate and decay
   for (const AdamWPiece& piece : pieces_) {
     const double rate = learning_rates.at(static_cast<size_t>(piece.rate)) * (relative ? piece.scale : 1.0);
@@ -38,7 +39,8 @@ void AdamW::step(const std::vector<double>& learning_rates, bool relative) {
     lists.gradients.push_back(piece.gradient);
     lists.means.push_back(piece.mean);
     lists.squares.push_back(piece.square);
-    lists.steps.push_back(at::full({}, static_cast<double>(steps_), piece.value.options().dtype(at::kFloat)));
+    if (!count.defined()) count = at::full({}, static_cast<double>(steps_), piece.value.options().dtype(at::kFloat));
+    lists.steps.push_back(count);
   }
   for (auto& [options, lists] : groups) {
     at::_fused_adamw_(lists.values, lists.gradients, lists.means, lists.squares, {}, lists.steps, options.first,

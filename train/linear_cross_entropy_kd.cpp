@@ -46,37 +46,38 @@ class Chunks {
     const at::Tensor target = in_.targets.narrow(0, first, count);
     const at::Tensor counts = target.ne(kIgnoredTarget).unsqueeze(1);  // (n, 1)
     const at::Tensor index = target.clamp_min(0).unsqueeze(1);
-    const bool kd = options_.weights.distillation != 0;
-    const double ce = options_.weights.cross_entropy;
+    const double ce = options_.weights.cross_entropy, kd = options_.weights.distillation;
 
     const at::Tensor logits = capped(at::linear(hidden, in_.head).to(work_), options_.softcap);  // (n, V)
     at::Tensor student = logits.log_softmax(1);
-    at::Tensor gradient;
+    at::Tensor p;  // the teacher's
     if (ce != 0) sums_.cross_entropy -= at::where(counts, student.gather(1, index), 0).sum(at::kDouble);
-    if (kd) {
+    if (kd != 0) {
       const at::Tensor seen = in_.teacher_hidden.narrow(0, first, count);
-      const at::Tensor teacher =
+      at::Tensor teacher =
           capped(at::linear(seen, in_.teacher_head).to(work_), options_.softcap).log_softmax(1);  // (n, V)
-      at::Tensor p = teacher.exp();
-      sums_.distillation += at::where(counts, (teacher - student).mul_(p).sum(1, true), 0).sum(at::kDouble);
-      gradient = p.mul_(-options_.weights.distillation);
+      p = teacher.exp();
+      sums_.distillation += at::where(counts, teacher.sub_(student).mul_(p).sum(1, true), 0).sum(at::kDouble);
     }
     if (!sums_.hidden_gradient.defined() && !sums_.head_gradient.defined()) return;
 
-    student.exp_().mul_(ce + options_.weights.distillation);
-    gradient = gradient.defined() ? gradient.add_(student) : student;
+    at::Tensor gradient = student.exp_();
+    if (ce + kd != 1) gradient.mul_(ce + kd);
+    if (kd != 0) gradient.sub_(p, kd);
     if (ce != 0) gradient.scatter_add_(1, index, at::full({count, 1}, -ce, gradient.options()));
     if (options_.softcap > 0) gradient.mul_(1 - (logits / options_.softcap).square_());
-    gradient = gradient.mul_(counts).to(in_.hidden.scalar_type());
+    gradient = gradient.to(in_.hidden.scalar_type());
+    // Tokens that do not count are taken out of the narrow factors: each pass over (n, V) is what this costs.
     if (sums_.hidden_gradient.defined()) {
       at::Tensor out = sums_.hidden_gradient.narrow(0, first, count);
-      at::mm_out(out, gradient, in_.head);
+      at::mm_out(out, gradient, in_.head).mul_(counts);
     }
     if (sums_.head_gradient.defined()) {
+      const at::Tensor seen = hidden * counts;
       if (in_.hidden.scalar_type() == work_) {
-        sums_.head_gradient.addmm_(gradient.t(), hidden);
+        sums_.head_gradient.addmm_(gradient.t(), seen);
       } else {
-        sums_.head_gradient += gradient.t().mm(hidden);
+        sums_.head_gradient += gradient.t().mm(seen);
       }
     }
   }

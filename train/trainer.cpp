@@ -116,7 +116,7 @@ Trainer::Place Trainer::place() const {
   return place;
 }
 
-void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t count, bool last, StepReport& report) {
+at::Tensor Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t count, bool last) {
   // A process without samples of its own left takes part with one that does not count: the others wait for it.
   const bool counts = count > 0;
   const TokenSamples::Batch batch = samples_.batch(first, std::max<int64_t>(count, 1));
@@ -124,9 +124,10 @@ void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t c
   const TrainedModel::Input input = {batch.ids.to(device), batch.documents};
   if (stage.local) {
     const at::Tensor weights = at::full({batch.ids.size(0)}, counts ? 1.0 / static_cast<double>(recipe_.batch) : 0.0);
-    report.local += model_.accumulate_local(input, *teacher_, weights, last).item<double>();
-    return;
+    const at::Tensor error = model_.accumulate_local(input, *teacher_, weights, last);
+    return at::stack({error, at::zeros_like(error), at::zeros_like(error)});
   }
+  at::Tensor losses;
   const at::Tensor targets = counts ? batch.targets : at::full_like(batch.targets, kIgnoredTarget);
   const auto loss_of = [&](const FinalStates& states) {
     LossInputs inputs{.hidden = states.hidden.flatten(0, 1),
@@ -139,12 +140,11 @@ void Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int64_t c
                                                             .softcap = model_.config().final_logit_softcap,
                                                             .denominator = denominator_,
                                                             .chunk_bytes = recipe_.chunk_bytes});
-    report.loss += loss.total.item<double>();
-    report.cross_entropy += loss.cross_entropy.item<double>();
-    report.distillation += loss.distillation.item<double>();
+    losses = at::stack({loss.total.detach().to(at::kDouble), loss.cross_entropy, loss.distillation});
     return loss.total;
   };
   model_.accumulate(input, stage.loss.distillation > 0 ? teacher_ : nullptr, loss_of, last);
+  return losses;
 }
 
 double Trainer::clip_gradients() {
@@ -174,19 +174,20 @@ StepReport Trainer::step() {
   const int64_t first = recipe_.batch * rank / world, end = recipe_.batch * (rank + 1) / world;
   const int64_t most = (recipe_.batch + world - 1) / world;  // of any process
   const int64_t parts = (most + recipe_.micro_batch - 1) / recipe_.micro_batch;
+  at::Tensor losses = at::zeros({3}, at::TensorOptions(at::kDouble).device(model_.options().device));
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = std::min(first + part * recipe_.micro_batch, end);
     const int64_t count = std::min(recipe_.micro_batch, end - from);
-    take_micro_batch(stage, start + std::min(from, recipe_.batch - 1), count, part + 1 == parts, report);
+    losses += take_micro_batch(stage, start + std::min(from, recipe_.batch - 1), count, part + 1 == parts);
   }
   model_.finish_reductions();
 
-  std::vector<double> sums = {report.loss, report.cross_entropy, report.distillation, report.local};
+  losses = losses.cpu();  // the one moment of the forward and backward passes when the host waits for the device
+  std::vector<double> sums(losses.const_data_ptr<double>(), losses.const_data_ptr<double>() + losses.numel());
   model_.group()->sum(sums);
-  report.cross_entropy = sums[1];
+  report.loss = sums[0];
+  (stage.local ? report.local : report.cross_entropy) = stage.local ? sums[0] : sums[1];
   report.distillation = sums[2];
-  report.local = sums[3];
-  report.loss = stage.local ? report.local : sums[0];
   report.gradient_norm = clip_gradients();
   report.skipped = !guard_.accepts(report.loss, report.gradient_norm);
   const double factor = stage.schedule.factor(now.step);

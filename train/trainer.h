@@ -89,7 +89,8 @@ class Trainer {
   void make_optimizer();
   double scale_of(const Parameter& parameter) const;
   std::vector<StateShare> shares();
-  void take_micro_batch(const TrainStage& stage, int64_t first, int64_t count, bool last, StepReport& report);
+  /// Loss (of a local stage its error), cross entropy and KL: sums of this process's part, fp64 on the device.
+  at::Tensor take_micro_batch(const TrainStage& stage, int64_t first, int64_t count, bool last);
   /// Norm of all gradients of all processes, clipped to the recipe's.
   double clip_gradients();
   Json identity() const;

@@ -42,7 +42,7 @@ class FlashKernel : public AttentionKernel {
     for (const int64_t length : lengths) ends.push_back(ends.back() + static_cast<int32_t>(length));
     const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
     const at::Tensor limits =
-        at::tensor(ends, at::TensorOptions(at::kInt)).to(request.q.device(), /*non_blocking=*/false);
+        at::tensor(ends, at::TensorOptions(at::kInt)).to(request.q.device(), /*non_blocking=*/true);
     const std::optional<int64_t> older = request.window > 0 ? std::optional<int64_t>(request.window - 1) : std::nullopt;
     const at::Tensor out = std::get<0>(at::_flash_attention_forward(
         as_rows(request.q, wide), as_rows(request.k, wide), as_rows(request.v, wide), limits, limits, longest, longest,

@@ -58,6 +58,11 @@ class Keeper {
   /// x * rsqrt(mean(x^2)) * weight of `rows` rows, `width` numbers in all. The wide input is kept: x itself where the
   /// types are equal.
   void norm(int64_t width, int64_t rows, bool trained, bool input_is_kept = false) {
+    if (!shape_.on_cpu && config_.norm_offset == 0) {  // one kernel, which keeps its input and the roots
+      work_ += rows;
+      if (!input_is_kept) compute_ += width;
+      return;
+    }
     inverse_rms(width, rows, input_is_kept);
     if (config_.norm_offset != 0) bytes_ += width / rows * shape_.work_bytes;  // 1 + w
     if (!trained) return;
@@ -74,7 +79,9 @@ class Keeper {
     rotary_table(spec_.rope.rotary_dim);
     compute_ += q + 2 * kv;
     attention({.key_heads = spec_.n_kv_heads, .width = spec_.head_dim, .value_width = spec_.head_dim});
-    if (joined_by_a_copy(spec_.head_dim, spec_.head_dim)) compute_ += q;
+    // Kernels leave the heads' outputs as the queries lie, token by token; blocks of queries are put together head by
+    // head, and joining the heads copies them.
+    if (holds_probabilities(spec_, shape_) || is_masked(spec_, shape_)) compute_ += q;
   }
 
   void latent() {
@@ -100,7 +107,7 @@ class Keeper {
     } else {
       expanded(tail);
     }
-    if (shape_.trains_attention && joined_by_a_copy(0, 1)) compute_ += h * dv;
+    if (shape_.trains_attention) compute_ += h * dv;  // heads joined by a copy
   }
 
   void absorbed(int64_t tail) {
@@ -131,11 +138,6 @@ class Keeper {
   bool same_type() const { return shape_.compute_bytes == shape_.work_bytes; }
 
   void rotary_table(int64_t dim) { bytes_ += shape_.window * dim * shape_.compute_bytes; }
-
-  /// The heads' outputs lie head by head, and joining them copies, unless the kernel wrote them token by token.
-  bool joined_by_a_copy(int64_t width, int64_t value_width) const {
-    return shape_.on_cpu || width != value_width || holds_probabilities(spec_, shape_);
-  }
 
   struct Heads {
     int64_t key_heads, width, value_width;

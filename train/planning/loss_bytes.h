@@ -5,6 +5,10 @@
 
 namespace cinch {
 
+/// What a chunk's logits and their gradients may take. A GPU needs more rows at once to reach its speed: measured on an
+/// H100 at 8192 x 128256 x 4096 in bf16, a KL step takes 0.132 s at 256 MiB, 0.085 at 1 GiB, 0.084 at 2 GiB.
+constexpr int64_t loss_chunk_bytes(bool on_cpu) { return int64_t{on_cpu ? 256 : 1024} << 20; }
+
 struct LossShape {
   int64_t tokens = 0, vocabulary = 0, hidden_size = 0;
   int64_t compute_bytes = 4;  // of the inputs' numbers

@@ -1,6 +1,7 @@
 #include "train/planning/activation_bytes.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -21,6 +22,7 @@ struct Measured {
 /// What the layer's passes hold, counted where tensors get their memory.
 Measured measure(const ModelConfig& config, const ModelFamily& family, int64_t number, const ActivationShape& shape,
                  at::ScalarType type) {
+  at::set_num_threads(1);  // of which each has buffers of its own in ATen's kernels
   std::map<std::string, at::Tensor> weights;
   for (const WeightSpec& spec : family.weights(config)) {
     if (spec.layer != number) continue;

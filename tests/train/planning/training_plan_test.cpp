@@ -147,7 +147,7 @@ TEST(TrainingPlan, SaysTheWayToFit) {
   const TrainingPlan plan = plan_training(request);
   const auto way = [&plan](int64_t gib) { return way_to_fit(plan, gib * kGiB); };
   EXPECT_THAT(way(80), HasSubstr("with --micro-batch 2, --zero 0: "));
-  EXPECT_THAT(way(60), HasSubstr("with --micro-batch 2, --zero 3: "));
+  EXPECT_THAT(way(60), HasSubstr("with --micro-batch 2, --zero 1: "));
   EXPECT_THAT(way(30), HasSubstr("with --micro-batch 1, --zero 3: "));
   EXPECT_THAT(way(12), HasSubstr("with --recompute, --micro-batch 2, --zero 3: "));
   EXPECT_THAT(way(6), HasSubstr("processes, --zero 3: "));
