@@ -63,7 +63,7 @@ at::Tensor lag_sums(const at::Tensor& weights) {
 }
 
 LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads) {
-  const int64_t t = stream.tokens(), d = heads.spec.head_dim, n = heads.spec.n_heads, kv = heads.spec.n_kv_heads;
+  const int64_t t = stream.tokens(), d = heads.spec.head_dim, n = heads.spec.n_heads;
   const auto windows = static_cast<double>(stream.fit().size());
   const WeighedAttention attention(stream, heads);
   const auto zeros = [&](std::vector<int64_t> shape) { return at::zeros(shape, stream.options().dtype(at::kDouble)); };
