@@ -12,7 +12,7 @@ namespace cinch {
 namespace {
 
 constexpr int64_t kBlock = 128;         // queries: half a mebibyte of scores at 1024 keys stays in a core's cache
-constexpr int64_t kDeviceBlock = 1024;  // where launching costs more than the keys after a query
+constexpr int64_t kDeviceBlock = 1024;  // on devices, where launching costs more than the keys after a query
 
 at::Tensor gram(const at::Tensor& rows) { return at::matmul(rows.transpose(0, 1), rows); }
 

@@ -14,7 +14,7 @@ namespace cinch {
 namespace {
 
 constexpr double kFeatureDamping = 1e-4, kQueryDamping = 1e-3;
-constexpr int64_t kBlock = 24;  // queries
+constexpr int64_t kBlock = 24;  // queries, on the CPU: on devices launching costs more than the keys after a query
 
 /// One random position in each of `count` equal strata of 0..tokens-1.
 at::Tensor stratified(int64_t tokens, int64_t count, uint64_t seed) {
@@ -44,7 +44,7 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
     const at::Tensor input = stream.input(stream.teacher(w)), features = forward.features(input);
     const Projections x = stream.project(input);
     const at::Tensor keys = rotate(x.k, stream.table());
-    for (const at::Tensor& own : positions_.back().split(kBlock)) {
+    for (const at::Tensor& own : positions_.back().split(options_.device().is_cpu() ? kBlock : positions)) {
       const int64_t m = own.size(0), end = own[m - 1].item<int64_t>() + 1;
       const at::Tensor index = own.to(options_.device());
       Block block{.features = features.slice(0, 0, end),

@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -49,6 +50,16 @@ c10::Storage storage_seen_from(const c10::Storage& storage, c10::Device device) 
                                                seen_from(storage, device), at::getCPUAllocator(),
                                                /*resizable=*/true);
 }
+
+struct TestDeviceAllocator : c10::Allocator {
+  at::DataPtr allocate(size_t bytes) override {
+    const auto size = static_cast<int64_t>(bytes);
+    return seen_from(c10::Storage(c10::Storage::use_byte_size_t(), size, at::getCPUAllocator()), kDevice);
+  }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    std::memcpy(flipped(to), flipped(const_cast<void*>(from)), bytes);
+  }
+};
 
 at::Tensor with_layout(at::Tensor tensor, const at::Tensor& of) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(of.sizes(), of.strides(), of.storage_offset());
@@ -188,9 +199,11 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) { library.impl("_copy_from", &cop
 at::Device test_device() {
   // Only for tests that ask for it: to autograd it is then the process's one accelerator.
   static TestDeviceHooks hooks;
+  static TestDeviceAllocator allocator;
   [[maybe_unused]] static const bool registered = [] {
     c10::register_privateuse1_backend("testdevice");
     at::RegisterPrivateUse1HooksInterface(&hooks);
+    c10::SetAllocator(kType, &allocator);
     return true;
   }();
   return kDevice;
