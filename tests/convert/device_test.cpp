@@ -2,16 +2,16 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "convert/converter.h"
 #include "convert/partial_folder.h"
-#include "convert/transform.h"
 #include "tests/convert/tiny_model.h"
 #include "tests/support/assets.h"
-#include "tests/support/device/test_device.h"
+#include "tests/support/device/device_under_test.h"
 
 namespace cinch {
 namespace {
@@ -21,13 +21,16 @@ struct DeviceCase {
   std::string model;  // of tests/golden/model, or a family of random models
   std::string target, method;
   std::function<void(ConversionRecipe&)> change = [](ConversionRecipe&) {};
+  at::DeviceType device = at::kPrivateUse1;
 };
 
 void PrintTo(const DeviceCase& c, std::ostream* out) { *out << c.name; }
 
-class ConversionOnADevice : public testing::TestWithParam<DeviceCase> {
+class OnADevice : public testing::TestWithParam<DeviceCase> {
  protected:
   void SetUp() override {
+    const std::string missing = missing_device(GetParam().device);
+    if (!missing.empty()) GTEST_SKIP() << missing;
     const auto golden = repo_file("tests/golden/model/" + GetParam().model);
     if (std::filesystem::exists(golden)) {
       model_ = golden;
@@ -36,6 +39,8 @@ class ConversionOnADevice : public testing::TestWithParam<DeviceCase> {
     }
     write_tiny_ids(folder_ / "text.ids", 2000, 96);
   }
+
+  static at::Device device() { return device_under_test(GetParam().device); }
 
   ConversionRecipe recipe() const {
     ConversionRecipe recipe;
@@ -52,13 +57,13 @@ class ConversionOnADevice : public testing::TestWithParam<DeviceCase> {
     return recipe;
   }
 
-  Json convert(at::Device device, const std::string& out, const std::filesystem::path& statistics = {},
+  Json convert(at::Device on, const std::string& out, const std::filesystem::path& statistics = {},
                bool resume = false) const {
     ConvertOptions options;
     options.output.output = folder_ / out;
     options.output.format = "hdf5";
     options.output.dtype = "f32";
-    options.device = device;
+    options.device = on;
     options.statistics = statistics;
     options.resume = resume;
     return convert_model(ModelSource::open(model_), recipe(), options).json;
@@ -82,20 +87,23 @@ class ConversionOnADevice : public testing::TestWithParam<DeviceCase> {
   std::filesystem::path model_ = folder_ / "model";
 };
 
+using ConversionOnADevice = OnADevice;
+using StatisticsOnADevice = OnADevice;
+using ResumeOnADevice = OnADevice;
+
 TEST_P(ConversionOnADevice, GivesWhatTheCpuGives) {
-  expect_alike(convert(at::kCPU, "cpu"), convert(test_device(), "device"));
+  expect_alike(convert(at::kCPU, "cpu"), convert(device(), "device"));
 }
 
-TEST_P(ConversionOnADevice, TakesStatisticsOfTheCpu) {
-  if (!transform(GetParam().method).uses_moments(recipe())) return;
-  const Json whole = convert(test_device(), "device", folder_ / "device.h5");
+TEST_P(StatisticsOnADevice, ServeThereAndOnTheCpu) {
+  const Json whole = convert(device(), "device", folder_ / "device.h5");
   convert(at::kCPU, "cpu", folder_ / "cpu.h5");
-  expect_alike(whole, convert(test_device(), "again", folder_ / "cpu.h5"));
+  expect_alike(whole, convert(device(), "again", folder_ / "cpu.h5"));
   expect_alike(whole, convert(at::kCPU, "other", folder_ / "device.h5"));
 }
 
-TEST_P(ConversionOnADevice, GoesOnFromFinishedLayers) {
-  const Json whole = convert(test_device(), "whole");
+TEST_P(ResumeOnADevice, GoesOnFromFinishedLayers) {
+  const Json whole = convert(device(), "whole");
   const Json record = JsonObject::from_file(folder_ / "whole/cinch.json").json();
   Json identity;
   for (const char* key : {"version", "recipe", "source", "calibration", "output", "threads", "device"})
@@ -111,12 +119,13 @@ TEST_P(ConversionOnADevice, GoesOnFromFinishedLayers) {
     }
     partial.store_layer(0, layer, record["layers"][0]);
   }
-  const Json resumed = convert(test_device(), "again", {}, /*resume=*/true);
+  const Json resumed = convert(device(), "again", {}, /*resume=*/true);
   EXPECT_EQ(resumed["resumed_layers"], 1);
   expect_alike(whole, resumed);
 }
 
-std::vector<DeviceCase> cases() {
+/// All of them, or those of these names.
+std::vector<DeviceCase> cases(at::DeviceType device, const std::vector<std::string>& names = {}) {
   const auto refit = [](ConversionRecipe& recipe) { recipe.refit = RefitMode::on; };
   const auto narrow = [](ConversionRecipe& recipe) { recipe.refit = RefitMode::off; };
   const auto per_layer = [](ConversionRecipe& recipe) { recipe.per_layer = true; };
@@ -125,7 +134,7 @@ std::vector<DeviceCase> cases() {
     recipe.slots = SlotRule::geometric;
     recipe.rope_dim = 4;
   };
-  return {
+  std::vector<DeviceCase> all = {
       {"aligned", "llama", "gqa:2", "aligned"},
       {"aligned_mqa_unrefitted", "llama_gqa", "mqa", "aligned", narrow},
       {"aligned_biases_windows", "qwen2", "mqa", "aligned"},
@@ -150,10 +159,26 @@ std::vector<DeviceCase> cases() {
       {"weight_svd", "qwen2", "mla", "weight-svd"},
       {"weight_svd_refitted", "gemma2", "mla", "weight-svd", refit},
   };
+  if (!names.empty()) {
+    std::erase_if(all,
+                  [&](const DeviceCase& c) { return std::find(names.begin(), names.end(), c.name) == names.end(); });
+  }
+  for (DeviceCase& c : all) c.device = device;
+  return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ConversionOnADevice, testing::ValuesIn(cases()),
-                         [](const auto& given) { return given.param.name; });
+const std::vector<std::string> kOfStatistics = {"weighted", "weighted_qk_norm", "balanced_pca"};
+const std::vector<std::string> kResumed = {"aligned", "mean_refitted", "weighted_per_layer"};
+
+std::string name_of(const testing::TestParamInfo<DeviceCase>& given) { return given.param.name; }
+
+INSTANTIATE_TEST_SUITE_P(TestDevice, ConversionOnADevice, testing::ValuesIn(cases(at::kPrivateUse1)), name_of);
+INSTANTIATE_TEST_SUITE_P(TestDevice, StatisticsOnADevice, testing::ValuesIn(cases(at::kPrivateUse1, kOfStatistics)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(TestDevice, ResumeOnADevice, testing::ValuesIn(cases(at::kPrivateUse1, kResumed)), name_of);
+INSTANTIATE_TEST_SUITE_P(Cuda, ConversionOnADevice, testing::ValuesIn(cases(at::kCUDA)), name_of);
+INSTANTIATE_TEST_SUITE_P(Cuda, StatisticsOnADevice, testing::ValuesIn(cases(at::kCUDA, kOfStatistics)), name_of);
+INSTANTIATE_TEST_SUITE_P(Cuda, ResumeOnADevice, testing::ValuesIn(cases(at::kCUDA, kResumed)), name_of);
 
 }  // namespace
 }  // namespace cinch

@@ -4,12 +4,16 @@
 
 #include "eval/evaluate.h"
 #include "tests/eval/golden.h"
-#include "tests/support/device/test_device.h"
+#include "tests/support/device/device_under_test.h"
 
 namespace cinch {
 namespace {
 
-TEST(EvaluateOnADevice, GivesTheNumbersOfTheCpu) {
+class EvaluateOnADevice : public testing::TestWithParam<at::DeviceType> {};
+
+TEST_P(EvaluateOnADevice, GivesTheNumbersOfTheCpu) {
+  const std::string missing = missing_device(GetParam());
+  if (!missing.empty()) GTEST_SKIP() << missing;
   const auto ids = golden_eval()["ids"].get<std::vector<int64_t>>();
   const EvalModel a{"a", golden_model("model")}, b{"b", golden_model("reference")};
   for (const char* protocol : {"ppl-gptq-48", "ppl-stride-40-16", "ppl-llamacpp-32"}) {
@@ -19,7 +23,7 @@ TEST(EvaluateOnADevice, GivesTheNumbersOfTheCpu) {
     options.caches = {{.bits = 4}};
     options.bos_id = 1;
     const EvalReport cpu = evaluate({a}, b, ids, options);
-    options.device = test_device();
+    options.device = device_under_test(GetParam());
     const EvalReport device = evaluate({a}, b, ids, options);
     ASSERT_EQ(device.rows.size(), cpu.rows.size());
     for (size_t i = 0; i < cpu.rows.size(); ++i) {
@@ -33,6 +37,9 @@ TEST(EvaluateOnADevice, GivesTheNumbersOfTheCpu) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(TestDevice, EvaluateOnADevice, testing::Values(at::kPrivateUse1));
+INSTANTIATE_TEST_SUITE_P(Cuda, EvaluateOnADevice, testing::Values(at::kCUDA));
 
 }  // namespace
 }  // namespace cinch
