@@ -46,28 +46,46 @@ at::Tensor stacked_keys(const FisherWindow& window, const Group& group) {
   return kv_slice(window.keys, group).transpose(0, 1).flatten(1, 2);
 }
 
-at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
-
 /// Errors of a group's logits, (n, M, T): queries (n, M, D) and shared keys (T, D), both rotated.
 at::Tensor logits(const at::Tensor& queries, const at::Tensor& keys) {
   return at::matmul(queries.flatten(0, 1), keys.transpose(0, 1))
       .reshape({queries.size(0), queries.size(1), keys.size(0)});
 }
 
-/// Original minus shared logits of a group, (n, M, T).
-at::Tensor logit_error(const FisherSample& sample, const FisherWindow& window, const MergedHeads& merged, int64_t j) {
+at::TensorOptions options_of(const FisherSample& sample) { return sample.windows.at(0).keys.options(); }
+
+/// A group's maps in the sample's dtype, on its device.
+struct GroupMaps {
+  Group group;
+  at::Tensor key;    // (g*D, D) from stacked source keys to shared ones
+  at::Tensor query;  // (n, D, D) from source queries to mapped ones
+};
+
+GroupMaps maps_of(const FisherSample& sample, const MergedHeads& merged, int64_t j) {
   const Group group = group_of(merged, j);
-  const auto options = window.keys.options();
+  const auto options = options_of(sample);
+  return {group, merged.key[j].reshape({merged.key.size(1), -1}).to(options).transpose(0, 1),
+          head_slice(merged.query, group).transpose(1, 2).to(options)};
+}
+
+at::Tensor shared_keys(const FisherSample& sample, const FisherWindow& window, const GroupMaps& maps) {
+  return rotate(at::matmul(stacked_keys(window, maps.group), maps.key), sample.keys);
+}
+
+at::Tensor mapped_queries(const FisherSample& sample, const FisherWindow& window, const GroupMaps& maps) {
+  return rotate(at::bmm(head_slice(window.queries, maps.group), maps.query), sample.queries);
+}
+
+/// Original minus shared logits of a group, (n, M, T).
+at::Tensor logit_error(const FisherSample& sample, const FisherWindow& window, const GroupMaps& maps) {
+  const Group& group = maps.group;
   const int64_t rep = group.n_heads / group.n_kv, m = window.queries.size(1), d = window.queries.size(2);
   const at::Tensor queries = head_slice(window.queries, group);
   const at::Tensor source_keys = rotate(kv_slice(window.keys, group), sample.keys);
   const at::Tensor source =
       at::bmm(rotate(queries, sample.queries).reshape({group.n_kv, rep * m, d}), source_keys.transpose(1, 2))
           .reshape({group.n_heads, m, -1});
-  const at::Tensor key_map = merged.key[j].reshape({d, -1}).to(options);
-  const at::Tensor shared = rotate(at::matmul(stacked_keys(window, group), key_map.transpose(0, 1)), sample.keys);
-  const at::Tensor mapped = at::bmm(queries, head_slice(merged.query, group).transpose(1, 2).to(options));
-  return source - logits(rotate(mapped, sample.queries), shared);
+  return source - logits(mapped_queries(sample, window, maps), shared_keys(sample, window, maps));
 }
 
 /// Slope of cap * tanh(l / cap) at the capped logits' arguments.
@@ -93,16 +111,17 @@ at::Tensor value_spread(const at::Tensor& p, const at::Tensor& values, const at:
 FisherSample fisher_sample(const HeadStream& stream, const SourceHeads& heads, int64_t windows, int64_t positions) {
   const int64_t t = stream.tokens();
   positions = std::min(positions, t);
-  const at::Tensor at_positions = at::linspace(t / positions, t - 1, positions, at::kDouble).to(at::kLong);
+  const at::Tensor at_positions =
+      at::linspace(t / positions, t - 1, positions, at::kDouble).to(stream.options().device(), at::kLong);
   FisherSample sample;
   sample.keys = stream.table();
   sample.queries = {stream.table().cos.index_select(0, at_positions), stream.table().sin.index_select(0, at_positions)};
   const at::Tensor metric = at::bmm(heads.o.transpose(1, 2), heads.o).to(stream.options());
-  at::Tensor spread = at::zeros({heads.spec.n_heads}, at::kDouble);
+  at::Tensor spread_sum;
   for (const int64_t w : stream.some_fit(windows)) {
     const Projections x = stream.project(w);
     const at::Tensor p = stream.probabilities(x.q, x.k).index_select(1, at_positions);
-    spread += fp64(value_spread(p, x.v, metric));
+    accumulate(spread_sum, value_spread(p, x.v, metric));
     at::Tensor weight = p, mean = p;
     if (heads.spec.softcap > 0) {
       const at::Tensor slope = cap_slope(stream, heads, x.q, x.k, at_positions);
@@ -112,6 +131,7 @@ FisherSample fisher_sample(const HeadStream& stream, const SourceHeads& heads, i
     sample.windows.push_back(
         {.keys = x.k, .queries = x.q.index_select(1, at_positions), .weight = weight, .mean = mean});
   }
+  const at::Tensor spread = fp64(spread_sum);
   const double average = spread.mean().item<double>();
   sample.head_weight = average > 0 ? spread.clamp_min(0) / average : at::ones_like(spread);
   return sample;
@@ -123,8 +143,9 @@ at::Tensor fisher_loss(const FisherSample& sample, const MergedHeads& merged) {
   for (const FisherWindow& window : sample.windows) {
     queries += static_cast<double>(window.queries.size(1));
     for (int64_t j = 0; j < merged.key.size(0); ++j) {
-      const Group group = group_of(merged, j);
-      const at::Tensor error = logit_error(sample, window, merged, j);
+      const GroupMaps maps = maps_of(sample, merged, j);
+      const Group& group = maps.group;
+      const at::Tensor error = logit_error(sample, window, maps);
       const at::Tensor weighted =
           softmax_gradient_(error.clone(), head_slice(window.weight, group), head_slice(window.mean, group));
       head_slice(loss, group) += fp64((weighted * error).sum({1, 2}));
@@ -139,127 +160,122 @@ namespace {
 class KeyRefit {
  public:
   KeyRefit(const FisherSample& sample, const MergedHeads& merged, int64_t j)
-      : sample_(sample), merged_(merged), j_(j), group_(group_of(merged, j)) {
+      : sample_(sample), maps_(maps_of(sample, merged, j)), group_(maps_.group) {
     for (const FisherWindow& window : sample.windows) {
-      const at::Tensor map = head_slice(merged.query, group_).transpose(1, 2).to(window.queries.options());
-      queries_.push_back(rotate(at::bmm(head_slice(window.queries, group_), map), sample.queries));
+      queries_.push_back(mapped_queries(sample, window, maps_));
       count_ += static_cast<double>(window.queries.size(1));
     }
-    head_weight_ = head_slice(sample.head_weight, group_) / count_;
+    head_weight_ = (head_slice(sample.head_weight, group_) / count_).to(options_of(sample).device());
   }
 
   /// Hessian times x (D, g*D).
   at::Tensor apply(const at::Tensor& x) const {
-    return sum([&](size_t w, const FisherWindow& window) {
-      const at::Tensor keys = at::matmul(stacked_keys(window, group_), x.transpose(0, 1).to(window.keys.options()));
-      return logits(queries_[w], rotate(keys, sample_.keys));
-    });
+    const GroupMaps step{group_, x.transpose(0, 1).to(options_of(sample_)), {}};
+    return sum(
+        [&](size_t w, const FisherWindow& window) { return logits(queries_[w], shared_keys(sample_, window, step)); });
   }
 
   /// Minus the gradient at the current key.
   at::Tensor right_side() const {
-    return sum([&](size_t, const FisherWindow& window) { return logit_error(sample_, window, merged_, j_); });
+    return sum([&](size_t, const FisherWindow& window) { return logit_error(sample_, window, maps_); });
   }
 
   /// Diagonal of the row factor of the Kronecker preconditioner (D): weighted power of each plane of the mapped
   /// queries.
   at::Tensor row_power() const {
-    at::Tensor power = at::zeros({merged_.key.size(1)}, at::kDouble);
-    for (const at::Tensor& q : queries_) power += (fp64(q.square().sum(1)) * head_weight_.unsqueeze(1)).sum(0);
-    return plane_means(power);
+    at::Tensor power;
+    for (const at::Tensor& q : queries_)
+      accumulate(power, (q.square().sum(1).to(at::kDouble) * head_weight_.unsqueeze(1)).sum(0));
+    return plane_means(fp64(power));
   }
 
  private:
   /// Sum over windows of the gradient that logit errors (n, M, T) put on the key map.
   template <typename Errors>
   at::Tensor sum(const Errors& errors) const {
-    at::Tensor total = at::zeros({merged_.key.size(1), merged_.key.size(1) * merged_.key.size(2)}, at::kDouble);
+    const at::Tensor head_weight = head_weight_.to(options_of(sample_)).reshape({-1, 1, 1});
+    at::Tensor total;
     for (size_t w = 0; w < sample_.windows.size(); ++w) {
       const FisherWindow& window = sample_.windows[w];
       const at::Tensor weighted =
           softmax_gradient_(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_));
-      const at::Tensor queries = queries_[w] * head_weight_.to(queries_[w].options()).reshape({-1, 1, 1});
+      const at::Tensor queries = queries_[w] * head_weight;
       const at::Tensor on_keys = at::matmul(weighted.flatten(0, 1).transpose(0, 1), queries.flatten(0, 1));  // (T, D)
-      total += fp64(at::matmul(rotate(on_keys, sample_.keys, true).transpose(0, 1), stacked_keys(window, group_)));
+      accumulate(total, at::matmul(rotate(on_keys, sample_.keys, true).transpose(0, 1), stacked_keys(window, group_)));
     }
-    return total;
+    return fp64(total);
   }
 
   const FisherSample& sample_;
-  const MergedHeads& merged_;
-  int64_t j_;
+  GroupMaps maps_;
   Group group_;
   std::vector<at::Tensor> queries_;  // (n, M, D) mapped and rotated, per window
   double count_ = 0;
-  at::Tensor head_weight_;  // (n) of the mean over queries
+  at::Tensor head_weight_;  // (n) of the mean over queries, fp64 on the sample's device
 };
 
 /// The quadratic problems of one group's query maps, one per head.
 class QueryRefit {
  public:
   QueryRefit(const FisherSample& sample, const MergedHeads& merged, int64_t j)
-      : sample_(sample), merged_(merged), j_(j), group_(group_of(merged, j)) {
-    const int64_t d = merged.key.size(1);
+      : sample_(sample), maps_(maps_of(sample, merged, j)), group_(maps_.group) {
     for (const FisherWindow& window : sample.windows) {
-      const at::Tensor map = merged.key[j].reshape({d, -1}).to(window.keys.options());
-      keys_.push_back(rotate(at::matmul(stacked_keys(window, group_), map.transpose(0, 1)), sample.keys));
+      keys_.push_back(shared_keys(sample, window, maps_));
       count_ += static_cast<double>(window.queries.size(1));
     }
   }
 
   /// Hessian times x (n, D, D).
   at::Tensor apply(const at::Tensor& x) const {
-    return sum([&](size_t w, const FisherWindow& window) {
-      const at::Tensor queries = head_slice(window.queries, group_);
-      return logits(rotate(at::bmm(queries, x.transpose(1, 2).to(queries.options())), sample_.queries), keys_[w]);
-    });
+    const GroupMaps step{group_, {}, x.transpose(1, 2).to(options_of(sample_))};
+    return sum(
+        [&](size_t w, const FisherWindow& window) { return logits(mapped_queries(sample_, window, step), keys_[w]); });
   }
 
   /// Minus the gradient at the current maps.
   at::Tensor right_side() const {
-    return sum([&](size_t, const FisherWindow& window) { return logit_error(sample_, window, merged_, j_); });
+    return sum([&](size_t, const FisherWindow& window) { return logit_error(sample_, window, maps_); });
   }
 
   /// Row factor of the preconditioner (n, D): p-centred power of the shared key's planes.
   at::Tensor row_power() const {
-    at::Tensor power = at::zeros({group_.n_heads, merged_.key.size(1)}, at::kDouble);
+    at::Tensor power;
     for (size_t w = 0; w < keys_.size(); ++w) {
       const FisherWindow& window = sample_.windows[w];
       const at::Tensor weight = head_slice(window.weight, group_).sum(1);             // (n, T)
       const at::Tensor mean = at::matmul(head_slice(window.mean, group_), keys_[w]);  // (n, M, D)
-      power += fp64(at::matmul(weight, keys_[w].square()) - mean.square().sum(1)).clamp_min(0);
+      accumulate(power, (at::matmul(weight, keys_[w].square()) - mean.square().sum(1)).clamp_min(0));
     }
-    return plane_means(power / count_);
+    return plane_means(fp64(power) / count_);
   }
 
   /// Column factor (n, D, D): second moment of the sampled queries.
   at::Tensor query_moment() const {
-    at::Tensor moment = at::zeros({group_.n_heads, merged_.key.size(1), merged_.key.size(1)}, at::kDouble);
+    at::Tensor moment;
     for (const FisherWindow& window : sample_.windows) {
       const at::Tensor queries = head_slice(window.queries, group_);
-      moment += fp64(at::bmm(queries.transpose(1, 2), queries));
+      accumulate(moment, at::bmm(queries.transpose(1, 2), queries));
     }
-    return moment / count_;
+    return fp64(moment) / count_;
   }
 
  private:
   /// Sum over windows of the gradients that logit errors (n, M, T) put on the query maps.
   template <typename Errors>
   at::Tensor sum(const Errors& errors) const {
-    at::Tensor total = at::zeros({group_.n_heads, merged_.key.size(1), merged_.key.size(1)}, at::kDouble);
+    at::Tensor total;
     for (size_t w = 0; w < sample_.windows.size(); ++w) {
       const FisherWindow& window = sample_.windows[w];
       const at::Tensor weighted =
           softmax_gradient_(errors(w, window), head_slice(window.weight, group_), head_slice(window.mean, group_));
       const at::Tensor on_queries = rotate(at::matmul(weighted, keys_[w]), sample_.queries, true);  // (n, M, D)
-      total += fp64(at::bmm(on_queries.transpose(1, 2), head_slice(window.queries, group_)));
+      accumulate(total, at::bmm(on_queries.transpose(1, 2), head_slice(window.queries, group_)));
     }
-    return total / count_;
+    return fp64(total) / count_;
   }
 
   const FisherSample& sample_;
-  const MergedHeads& merged_;
-  int64_t j_;
+  GroupMaps maps_;
   Group group_;
   std::vector<at::Tensor> keys_;  // (T, D) shared, rotated, per window
   double count_ = 0;

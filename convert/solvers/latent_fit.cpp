@@ -14,8 +14,6 @@ namespace {
 
 constexpr double kMetricDamping = 1e-2, kUpMapRidge = 1e-6;
 
-at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
-
 /// rest_query mapped back: (H, D, N_K) B_h.
 at::Tensor unrotated_queries(const RotaryMaps& rotary) { return rotary.rest_query.transpose(1, 2); }
 
@@ -129,7 +127,7 @@ UpMapMoments up_map_moments(const HeadStream& stream, const SourceHeads& heads, 
   const at::Tensor unrotated = at::matmul(unrotated_queries(rotary), rotary.rest_key)  // (H, D, K*D)
                                    .transpose(1, 2)
                                    .to(stream.options());
-  const auto zeros = [&](int64_t rows) { return at::zeros({n, rows, r}, at::kDouble); };
+  const auto zeros = [&](int64_t rows) { return at::zeros({n, rows, r}, stream.options().dtype(at::kDouble)); };
   UpMapMoments m{zeros(r), zeros(d), zeros(r), zeros(d)};
   for (const int64_t w : stream.fit()) {
     const Projections x = stream.project(w);
@@ -144,14 +142,14 @@ UpMapMoments up_map_moments(const HeadStream& stream, const SourceHeads& heads, 
         output.slice(0, block.first, end).copy_(block.output);
       });
       const at::Tensor weighted = c * key_weights.unsqueeze(1);
-      m.key_gram[h] += fp64(at::matmul(weighted.transpose(0, 1), c));
-      m.key_cross[h] += fp64(at::matmul(at::matmul(keys, unrotated[h]).transpose(0, 1), weighted));
-      m.mean_gram[h] += fp64(at::matmul(mean.transpose(0, 1), mean));
-      m.mean_cross[h] += fp64(at::matmul(output.transpose(0, 1), mean));
+      m.key_gram[h] += at::matmul(weighted.transpose(0, 1), c);
+      m.key_cross[h] += at::matmul(at::matmul(keys, unrotated[h]).transpose(0, 1), weighted);
+      m.mean_gram[h] += at::matmul(mean.transpose(0, 1), mean);
+      m.mean_cross[h] += at::matmul(output.transpose(0, 1), mean);
     }
   }
   const double tokens = static_cast<double>(stream.fit().size()) * static_cast<double>(stream.tokens());
-  for (at::Tensor* x : {&m.key_gram, &m.key_cross, &m.mean_gram, &m.mean_cross}) *x /= tokens;
+  for (at::Tensor* x : {&m.key_gram, &m.key_cross, &m.mean_gram, &m.mean_cross}) *x = fp64(*x) / tokens;
   return m;
 }
 

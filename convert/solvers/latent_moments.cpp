@@ -5,16 +5,16 @@
 #include <algorithm>
 #include <vector>
 
+#include "convert/solvers/linear_algebra.h"
 #include "convert/solvers/softmax_rows.h"
 
 namespace cinch {
 namespace {
 
-constexpr int64_t kBlock = 128;  // queries: half a mebibyte of scores at 1024 keys stays in a core's cache
+constexpr int64_t kBlock = 128;         // queries: half a mebibyte of scores at 1024 keys stays in a core's cache
+constexpr int64_t kDeviceBlock = 1024;  // where launching costs more than the keys after a query
 
-at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
-
-at::Tensor gram(const at::Tensor& rows) { return fp64(at::matmul(rows.transpose(0, 1), rows)); }
+at::Tensor gram(const at::Tensor& rows) { return at::matmul(rows.transpose(0, 1), rows); }
 
 }  // namespace
 
@@ -22,8 +22,9 @@ at::Tensor joint_rows(const Projections& x) { return at::cat({x.linear_keys(), x
 
 WeighedAttention::WeighedAttention(const HeadStream& stream, const SourceHeads& heads)
     : heads_(heads), table_(stream.table()), metric_(at::bmm(heads.o.transpose(1, 2), heads.o).to(stream.options())) {
-  for (int64_t first = 0; first < stream.tokens(); first += kBlock) {
-    const int64_t end = std::min(first + kBlock, stream.tokens());
+  const int64_t block = stream.options().device().is_cpu() ? kBlock : kDeviceBlock;
+  for (int64_t first = 0; first < stream.tokens(); first += block) {
+    const int64_t end = std::min(first + block, stream.tokens());
     masks_.push_back(causal_mask(heads.spec, at::arange(first, end, at::kLong), end, stream.options()));
   }
 }
@@ -62,12 +63,12 @@ at::Tensor lag_sums(const at::Tensor& weights) {
 }
 
 LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads) {
-  const int64_t t = stream.tokens(), d = heads.spec.head_dim, n = heads.spec.n_heads, kv = heads.spec.n_kv_heads;
+  const int64_t t = stream.tokens(), d = heads.spec.head_dim, n = heads.spec.n_heads;
   const auto windows = static_cast<double>(stream.fit().size());
   const WeighedAttention attention(stream, heads);
-  const auto zeros = [](std::vector<int64_t> shape) { return at::zeros(shape, at::kDouble); };
-  LatentMoments m{.joint = zeros({2 * kv * d, 2 * kv * d}),
-                  .joint_mean = zeros({2 * kv * d}),
+  const auto zeros = [&](std::vector<int64_t> shape) { return at::zeros(shape, stream.options().dtype(at::kDouble)); };
+  LatentMoments m{.joint = {},
+                  .joint_mean = {},
                   .first_rows = {},
                   .query = zeros({n, d, d}),
                   .output = zeros({n, d, d}),
@@ -77,20 +78,21 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
                   .residual_energy = 0,
                   .window = t};
   std::vector<at::Tensor> first_rows, residual_power;
+  at::Tensor output_energy;
   for (const int64_t w : stream.fit()) {
     const Projections x = stream.project(w);
     const at::Tensor z = joint_rows(x);
     const at::Tensor later = z.slice(0, 1);
-    m.joint += gram(later);
-    first_rows.push_back(fp64(z[0]));
+    accumulate(m.joint, gram(later));
+    first_rows.push_back(z[0].clone());
     residual_power.push_back(stream.teacher(w).square().sum(1));
-    m.joint_mean += later.sum(0, /*keepdim=*/false, at::kDouble);
+    accumulate(m.joint_mean, later.sum(0, /*keepdim=*/false, at::kDouble));
     at::Tensor outputs = at::empty_like(x.q);
     for (int64_t h = 0; h < n; ++h) {
       attention.for_each_block(x, h, [&](const HeadBlock& block) {
         const int64_t end = block.weights.size(1);
         const at::Tensor q = x.q[h].slice(0, block.first, end);
-        m.query[h] += fp64(at::matmul((q * block.weights.sum(1, true)).transpose(0, 1), q));
+        m.query[h] += at::matmul((q * block.weights.sum(1, true)).transpose(0, 1), q);
         outputs[h].slice(0, block.first, end).copy_(block.output);
         block.weights.select(1, 0).zero_();
         m.lags[h].slice(0, 0, end).add_(lag_sums(block.weights));
@@ -98,16 +100,16 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
       m.output[h] += gram(outputs[h]);
       m.output_mean[h] += outputs[h].sum(0, /*keepdim=*/false, at::kDouble);
     }
-    m.output_energy += stream.output(outputs).slice(0, 1).square().sum(at::kDouble).item<double>();
+    accumulate(output_energy, stream.output(outputs).slice(0, 1).square().sum(at::kDouble));
   }
   const double tokens = windows * static_cast<double>(t),
                later = windows * static_cast<double>(std::max<int64_t>(t - 1, 1));
-  m.joint /= later;
-  m.joint_mean /= later;
-  m.first_rows = at::stack(first_rows);
+  m.joint = fp64(m.joint) / later;
+  m.joint_mean = fp64(m.joint_mean) / later;
+  m.first_rows = fp64(at::stack(first_rows));
   m.residual_energy = at::cat(residual_power).median().item<double>();
-  for (at::Tensor* x : {&m.query, &m.output, &m.output_mean, &m.lags}) *x /= tokens;
-  m.output_energy /= later;
+  for (at::Tensor* x : {&m.query, &m.output, &m.output_mean, &m.lags}) *x = fp64(*x) / tokens;
+  m.output_energy = output_energy.item<double>() / later;
   return m;
 }
 

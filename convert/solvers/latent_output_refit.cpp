@@ -19,7 +19,7 @@ LatentOutputRefit refit_latent_output(const LayerProblem& problem, const HeadStr
   const LatentForward converted(stream, heads, maps);
   const ResidualPath path = residual_path(problem);
   const at::Tensor gain = path.gain.to(stream.options());
-  const auto add_window = [&](int64_t w, OutputNormal& normal) {
+  const auto add_window = [&](int64_t w, OutputSums& sums) {
     const at::Tensor h = problem.teacher[w], student = problem.student[w];
     at::Tensor goal = original_output(problem, original, w), weights;
     if (options.follow_drift) {
@@ -30,12 +30,13 @@ LatentOutputRefit refit_latent_output(const LayerProblem& problem, const HeadStr
     at::Tensor features = converted.head_outputs(stream.input(student));
     const at::Tensor error = goal - converted.output(features);
     if (options.bias) features = at::cat({features, at::ones({features.size(0), 1}, features.options())}, 1);
-    normal.add(features, error, goal, weights);
+    sums.add(features, error, goal, weights);
   };
-  OutputNormal fit, validation;
+  OutputSums fit, validation;
   for (const int64_t w : problem.windows.fit) add_window(w, fit);
   for (const int64_t w : problem.windows.validation) add_window(w, validation);
-  const OutputChange change = best_change(fit, validation, options.lambdas, {.blocks = 1, .bias = options.bias});
+  const OutputChange change =
+      best_change(fit.normal(), validation.normal(), options.lambdas, {.blocks = 1, .bias = options.bias});
   if (change.lambda == 0) return {change.lambda, change.loss};
   const int64_t n = heads.o.size(0), d = heads.o.size(2);
   maps.o = maps.o + change.rows.slice(0, 0, n * d).reshape({n, d, -1}).transpose(1, 2);

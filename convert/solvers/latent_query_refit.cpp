@@ -16,8 +16,6 @@ namespace {
 constexpr double kFeatureDamping = 1e-4, kQueryDamping = 1e-3;
 constexpr int64_t kBlock = 24;  // queries
 
-at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
-
 /// One random position in each of `count` equal strata of 0..tokens-1.
 at::Tensor stratified(int64_t tokens, int64_t count, uint64_t seed) {
   count = std::min(count, tokens);
@@ -35,14 +33,12 @@ at::Tensor stratified(int64_t tokens, int64_t count, uint64_t seed) {
 
 LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHeads& heads, const LatentMaps& maps,
                                        int64_t positions)
-    : start_(maps.query) {
+    : options_(stream.options()), start_(maps.query) {
   const int64_t t = stream.tokens(), d = heads.spec.head_dim, k = heads.spec.n_kv_heads, n = heads.spec.n_heads;
   const LatentForward forward(stream, heads, maps);
   const RotationTable pairs = pair_table(maps.inv_freq, t, stream.options());
-  start_loss_ = at::zeros({n}, at::kDouble);
-  right_side_ = at::zeros_like(start_);
-  feature_moment_ = at::zeros({n, start_.size(1), start_.size(1)}, at::kDouble);
-  query_moment_ = at::zeros({n, d, d}, at::kDouble);
+  const at::Tensor start = device_maps(start_);
+  feature_moment_ = at::zeros({n, start_.size(1), start_.size(1)}, options_.dtype(at::kDouble));
   for (const int64_t w : stream.fit()) {
     positions_.push_back(stratified(t, positions, static_cast<uint64_t>(w)));
     const at::Tensor input = stream.input(stream.teacher(w)), features = forward.features(input);
@@ -50,30 +46,31 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
     const at::Tensor keys = rotate(x.k, stream.table());
     for (const at::Tensor& own : positions_.back().split(kBlock)) {
       const int64_t m = own.size(0), end = own[m - 1].item<int64_t>() + 1;
+      const at::Tensor index = own.to(options_.device());
       Block block{.features = features.slice(0, 0, end),
-                  .queries = x.q.index_select(1, own),
-                  .table = select_positions(pairs, own),
+                  .queries = x.q.index_select(1, index),
+                  .table = select_positions(pairs, index),
                   .weight = {},
                   .mean = {},
                   .key_scale = {}};
-      const at::Tensor turned = rotate(block.queries, select_positions(stream.table(), own));
+      const at::Tensor turned = rotate(block.queries, select_positions(stream.table(), index));
       const at::Tensor original =
           at::bmm(turned.reshape({k, heads.rep() * m, d}), keys.slice(1, 0, end).transpose(1, 2)).reshape({n, m, end});
-      const SoftmaxRows rows = softmax_rows(heads.spec, original, causal_mask(heads.spec, own, end, stream.options()));
+      const SoftmaxRows rows = softmax_rows(heads.spec, original, causal_mask(heads.spec, index, end, options_));
       block.mean = rows.slope.defined() ? rows.p * rows.slope : rows.p;
       block.weight = rows.slope.defined() ? block.mean * rows.slope : rows.p;
       if (x.k_scale.defined())
         block.key_scale = x.k_scale.slice(1, 0, end).transpose(1, 2).repeat_interleave(heads.rep(), 0);
-      const at::Tensor error = original - scores(block, start_);
+      const at::Tensor error = original - scores(block, start);
       const at::Tensor gradient = softmax_gradient_(error.clone(), block.weight, block.mean);
-      start_loss_ += fp64((gradient * error).sum({1, 2}));
-      right_side_ += pulled_back(block, gradient);
+      accumulate(start_loss_, (gradient * error).sum({1, 2}));
+      accumulate(right_side_, pulled_back(block, gradient));
       add_moments(block, maps.rank());
       count_ += static_cast<double>(m);
       blocks_.push_back(std::move(block));
     }
   }
-  for (at::Tensor* x : {&start_loss_, &right_side_, &feature_moment_, &query_moment_}) *x /= count_;
+  for (at::Tensor* x : {&start_loss_, &right_side_, &feature_moment_, &query_moment_}) *x = fp64(*x) / count_;
   const int64_t rank = maps.rank();
   const at::Tensor latent = damped(feature_moment_.slice(1, 0, rank).slice(2, 0, rank), kFeatureDamping);
   feature_moment_.slice(1, 0, rank).slice(2, 0, rank).copy_(latent);
@@ -84,9 +81,10 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
   query_moment_ = damped(query_moment_, kQueryDamping);
 }
 
-at::Tensor LatentQueryProblem::scores(const Block& block, const at::Tensor& query) const {
-  const at::Tensor mapped =
-      rotate_pairs(at::bmm(block.queries, query.transpose(1, 2).to(block.queries.options())), block.table);
+at::Tensor LatentQueryProblem::device_maps(const at::Tensor& query) const { return query.transpose(1, 2).to(options_); }
+
+at::Tensor LatentQueryProblem::scores(const Block& block, const at::Tensor& maps) const {
+  const at::Tensor mapped = rotate_pairs(at::bmm(block.queries, maps), block.table);
   at::Tensor scores =
       at::matmul(mapped.flatten(0, 1), block.features.transpose(0, 1)).reshape({mapped.size(0), mapped.size(1), -1});
   return block.key_scale.defined() ? scores.mul_(block.key_scale) : scores;
@@ -96,18 +94,19 @@ at::Tensor LatentQueryProblem::pulled_back(const Block& block, const at::Tensor&
   const at::Tensor pull = block.key_scale.defined() ? gradient * block.key_scale : gradient;
   const at::Tensor on_queries =
       at::matmul(pull.flatten(0, 1), block.features).reshape({pull.size(0), pull.size(1), -1});
-  return fp64(at::bmm(rotate_pairs(on_queries, block.table, /*inverse=*/true).transpose(1, 2), block.queries));
+  return at::bmm(rotate_pairs(on_queries, block.table, /*inverse=*/true).transpose(1, 2), block.queries);
 }
 
 at::Tensor LatentQueryProblem::apply(const at::Tensor& x) const {
-  at::Tensor total = at::zeros_like(x);
+  const at::Tensor maps = device_maps(x);
+  at::Tensor total;
   for (const Block& block : blocks_)
-    total += pulled_back(block, softmax_gradient_(scores(block, x), block.weight, block.mean));
-  return total / count_;
+    accumulate(total, pulled_back(block, softmax_gradient_(scores(block, maps), block.weight, block.mean)));
+  return fp64(total) / count_;
 }
 
 void LatentQueryProblem::add_moments(const Block& block, int64_t rank) {
-  query_moment_ += fp64(at::bmm(block.queries.transpose(1, 2), block.queries));
+  accumulate(query_moment_, at::bmm(block.queries.transpose(1, 2), block.queries));
   for (int64_t h = 0; h < start_.size(0); ++h) {
     at::Tensor features = block.features;
     if (block.key_scale.defined()) features = features * block.key_scale[h].transpose(0, 1);
@@ -117,10 +116,12 @@ void LatentQueryProblem::add_moments(const Block& block, int64_t rank) {
     feature_moment_[h]
         .slice(0, 0, rank)
         .slice(1, 0, rank)
-        .add_(fp64(at::matmul(weighted.slice(1, 0, rank).transpose(0, 1), c) -
-                   at::matmul(mean_c.transpose(0, 1), mean_c)));
-    const at::Tensor power =
-        fp64(((weighted * features).sum(0) - mean.square().sum(0)).slice(0, rank)).clamp_min(0).reshape({-1, 2});
+        .add_(at::matmul(weighted.slice(1, 0, rank).transpose(0, 1), c) - at::matmul(mean_c.transpose(0, 1), mean_c));
+    const at::Tensor power = ((weighted * features).sum(0) - mean.square().sum(0))
+                                 .slice(0, rank)
+                                 .to(at::kDouble)
+                                 .clamp_min(0)
+                                 .reshape({-1, 2});
     feature_moment_[h].slice(0, rank).slice(1, rank).diagonal().add_(
         power.mean(1, /*keepdim=*/true).expand_as(power).flatten());
   }

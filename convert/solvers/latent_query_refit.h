@@ -30,7 +30,7 @@ class LatentQueryProblem {
   at::Tensor distance(const at::Tensor& query) const;
   /// Maps (H, R + Dr, D) after preconditioned conjugate-gradient steps on both terms.
   at::Tensor solve(int steps, double damping) const;
-  /// Sampled positions of each window, ascending.
+  /// Sampled positions of each window, ascending, on the CPU.
   const std::vector<at::Tensor>& positions() const { return positions_; }
 
  private:
@@ -42,14 +42,17 @@ class LatentQueryProblem {
     at::Tensor weight, mean;  // (H, M, S) p times the squared slope and p times the slope
     at::Tensor key_scale;     // (H, 1, S) or undefined
   };
-  /// Scores of query maps (H, R + Dr, D), (H, M, S).
-  at::Tensor scores(const Block& block, const at::Tensor& query) const;
-  /// What a gradient on the scores (H, M, S) puts on the query maps, (H, R + Dr, D) fp64.
+  /// Query maps (H, R + Dr, D) as the blocks take them: (H, D, R + Dr) in the stream's dtype, on its device.
+  at::Tensor device_maps(const at::Tensor& query) const;
+  /// Scores of such maps, (H, M, S).
+  at::Tensor scores(const Block& block, const at::Tensor& maps) const;
+  /// What a gradient on the scores (H, M, S) puts on the query maps, (H, R + Dr, D).
   at::Tensor pulled_back(const Block& block, const at::Tensor& gradient) const;
   /// Half the Hessian of the first term times x.
   at::Tensor apply(const at::Tensor& x) const;
   void add_moments(const Block& block, int64_t rank);
 
+  at::TensorOptions options_;  // of the stream
   std::vector<Block> blocks_;
   std::vector<at::Tensor> positions_;
   at::Tensor start_;                          // (H, R + Dr, D)

@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "convert/solvers/linear_algebra.h"
+
 namespace cinch {
 namespace {
 
@@ -41,7 +43,6 @@ LatentLayerWeights latent_weights(const GroupedQueryWeights& source, const Sourc
   const bool biased = heads.spec.qkv_bias;
   const auto options = source.q_proj.options();
   const auto cast = [&](const at::Tensor& x) { return x.defined() ? x.to(options).contiguous() : x; };
-  const auto fp64 = [](const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); };
 
   const at::Tensor query = on_source_queries(heads, maps.query);  // (H, R + Dr, D)
   at::Tensor q = fp64(source.q_proj);

@@ -4,6 +4,13 @@
 
 namespace cinch {
 
+at::Tensor fp64(const at::Tensor& x) { return x.to(at::kCPU, at::kDouble); }
+
+void accumulate(at::Tensor& sum, const at::Tensor& term) {
+  if (!sum.defined()) sum = at::zeros(term.sizes(), term.options().dtype(at::kDouble));
+  sum.add_(term);
+}
+
 at::Tensor batch_trace(const at::Tensor& a) { return a.diagonal(0, -2, -1).sum(-1); }
 
 at::Tensor damped(const at::Tensor& a, double relative) {

@@ -5,6 +5,12 @@
 
 namespace cinch {
 
+/// Solvers compute in fp64 on the CPU, streams in their own dtype on their device; from there to here is this one step.
+at::Tensor fp64(const at::Tensor& x);
+/// Adds to a sum over windows: in fp64, on the device of its terms, which it leaves (by fp64) when it is complete. An
+/// undefined sum is zero.
+void accumulate(at::Tensor& sum, const at::Tensor& term);
+
 /// a + relative * (mean diagonal of a) * I. A zero matrix gets I, so that it stays solvable.
 at::Tensor damped(const at::Tensor& a, double relative);
 

@@ -4,32 +4,33 @@
 
 #include <algorithm>
 
+#include "convert/solvers/linear_algebra.h"
+
 namespace cinch {
 namespace {
 
 at::Tensor gram(const at::Tensor& heads) {
   const at::Tensor flat = heads.transpose(0, 1).flatten(1, 2);
-  return at::matmul(flat.transpose(0, 1), flat).to(at::kCPU, at::kDouble);
+  return at::matmul(flat.transpose(0, 1), flat);
 }
 
 }  // namespace
 
 HeadMoments head_moments(const HeadStream& stream) {
   at::Tensor key, query, value;
-  const auto add = [](at::Tensor& sum, const at::Tensor& term) { sum = sum.defined() ? sum.add_(term) : term; };
   int64_t heads = 0, dim = 0;
   for (const int64_t w : stream.fit()) {
     const Projections p = stream.project(w);
     heads = p.k.size(0);
     dim = p.k.size(2);
-    add(key, gram(p.k));
-    add(value, gram(p.v));
-    add(query, at::bmm(p.q.transpose(1, 2), p.q).to(at::kCPU, at::kDouble));
+    accumulate(key, gram(p.k));
+    accumulate(value, gram(p.v));
+    accumulate(query, at::bmm(p.q.transpose(1, 2), p.q));
   }
   const double scale = 1.0 / static_cast<double>(static_cast<int64_t>(stream.fit().size()) * stream.tokens());
-  return {.key = (key * scale).reshape({heads, dim, heads, dim}),
-          .query = query * scale,
-          .value = (value * scale).reshape({heads, dim, heads, dim})};
+  return {.key = (fp64(key) * scale).reshape({heads, dim, heads, dim}),
+          .query = fp64(query) * scale,
+          .value = (fp64(value) * scale).reshape({heads, dim, heads, dim})};
 }
 
 at::Tensor measured_lags(const HeadStream& stream, int64_t windows) {
@@ -40,7 +41,7 @@ at::Tensor measured_lags(const HeadStream& stream, int64_t windows) {
   for (const int64_t w : stream.some_fit(windows)) {
     const Projections p = stream.project(w);
     // Keys of the future have probability 0, so that clamping their lag to 0 adds nothing.
-    mass.index_add_(0, lag, stream.probabilities(p.q, p.k).sum(0).to(at::kCPU, at::kDouble).flatten());
+    mass.index_add_(0, lag, fp64(stream.probabilities(p.q, p.k).sum(0)).flatten());
   }
   return mass / mass.sum();
 }

@@ -8,19 +8,25 @@
 
 namespace cinch {
 
-void OutputNormal::add(const at::Tensor& features, const at::Tensor& error, const at::Tensor& goal,
-                       const at::Tensor& weights) {
+void OutputSums::add(const at::Tensor& features, const at::Tensor& error, const at::Tensor& goal,
+                     const at::Tensor& weights) {
   const auto power = [&](const at::Tensor& x) {
     const at::Tensor per_token = x.square().sum(1);
-    return (weights.defined() ? per_token * weights : per_token).sum().item<double>();
+    return (weights.defined() ? per_token * weights : per_token).sum();
   };
   const at::Tensor weighted = (weights.defined() ? features * weights.unsqueeze(1) : features).transpose(0, 1);
-  const at::Tensor g = at::matmul(weighted, features).to(at::kCPU, at::kDouble);
-  const at::Tensor c = at::matmul(weighted, error).to(at::kCPU, at::kDouble);
-  gram = empty() ? g : gram.add_(g);
-  cross = cross.defined() ? cross.add_(c) : c;
-  residual += power(error);
-  target += power(goal);
+  accumulate(gram_, at::matmul(weighted, features));
+  accumulate(cross_, at::matmul(weighted, error));
+  accumulate(residual_, power(error));
+  accumulate(target_, power(goal));
+}
+
+OutputNormal OutputSums::normal() const {
+  if (!gram_.defined()) return {};
+  return {.gram = fp64(gram_),
+          .cross = fp64(cross_),
+          .residual = residual_.item<double>(),
+          .target = target_.item<double>()};
 }
 
 void OutputNormal::add(const OutputNormal& other) {

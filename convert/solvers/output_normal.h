@@ -14,11 +14,21 @@ struct OutputNormal {
   double residual = 0, target = 0;  // squared residual and target
 
   bool empty() const { return !gram.defined(); }
-  /// features (T, n), error and goal (T, E), weights (T) or undefined for ones.
-  void add(const at::Tensor& features, const at::Tensor& error, const at::Tensor& goal, const at::Tensor& weights);
   void add(const OutputNormal& other);
   /// Loss after a change (n, E) of the rows.
   double loss(const at::Tensor& change) const;
+};
+
+/// These sums while windows are added.
+class OutputSums {
+ public:
+  /// features (T, n), error and goal (T, E), weights (T) or undefined for ones.
+  void add(const at::Tensor& features, const at::Tensor& error, const at::Tensor& goal, const at::Tensor& weights);
+  /// Empty when nothing was added.
+  OutputNormal normal() const;
+
+ private:
+  at::Tensor gram_, cross_, residual_, target_;
 };
 
 /// How changes are shrunk: features in `blocks` of equal size, each in proportion to its mean power, so that the scale

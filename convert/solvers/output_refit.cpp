@@ -15,7 +15,7 @@ OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights&
   const at::Tensor gain = path.gain.to(problem.teacher.options());
   const bool bias = merged.o_bias.defined();
   const int64_t kv_heads = problem.target.n_kv_heads;
-  const auto add_window = [&](int64_t w, OutputNormal& normal) {
+  const auto add_window = [&](int64_t w, OutputSums& sums) {
     const at::Tensor h = problem.teacher[w], student = problem.student[w];
     const at::Tensor y = original.forward(problem.attention_input(h).unsqueeze(0), 0, 0, nullptr).squeeze(0);
     const at::Tensor factor = residual_factor(problem, path, y);
@@ -24,12 +24,13 @@ OutputRefit refit_output(const LayerProblem& problem, const GroupedQueryWeights&
         converted.head_outputs(problem.attention_input(student).unsqueeze(0), 0, 0, nullptr).squeeze(0);
     const at::Tensor error = goal - converted.output(features);
     if (bias) features = at::cat({features, at::ones({features.size(0), 1}, features.options())}, 1);
-    normal.add(features, error, goal, token_weights(h, factor));
+    sums.add(features, error, goal, token_weights(h, factor));
   };
-  OutputNormal fit, validation;
+  OutputSums fit, validation;
   for (const int64_t w : problem.windows.fit) add_window(w, fit);
   for (const int64_t w : problem.windows.validation) add_window(w, validation);
-  const OutputChange change = best_change(fit, validation, lambdas, {.blocks = kv_heads, .bias = bias});
+  const OutputChange change =
+      best_change(fit.normal(), validation.normal(), lambdas, {.blocks = kv_heads, .bias = bias});
   OutputRefit result{.o_proj = merged.o_proj, .o_bias = merged.o_bias, .lambda = change.lambda, .loss = change.loss};
   if (change.lambda == 0) return result;
   const at::Tensor rows = change.rows.to(merged.o_proj.options());

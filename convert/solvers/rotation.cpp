@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention/rope.h"
+#include "convert/solvers/linear_algebra.h"
 #include "core/errors.h"
 
 namespace cinch {
@@ -54,7 +55,7 @@ HeadPlanes head_planes(const AttentionSpec& spec, int64_t length) {
 }
 
 at::Tensor to_internal(const HeadPlanes& planes, const at::Tensor& projection, bool with_gain) {
-  at::Tensor heads = projection.to(at::kCPU, at::kDouble)
+  at::Tensor heads = fp64(projection)
                          .reshape({projection.size(0) / planes.head_dim, planes.head_dim, projection.size(1)})
                          .index_select(1, planes.order);
   return with_gain ? heads * planes.gain.unsqueeze(-1) : heads;

@@ -8,7 +8,8 @@ namespace cinch {
 
 at::Tensor causal_mask(const AttentionSpec& spec, const at::Tensor& positions, int64_t keys,
                        const at::TensorOptions& options) {
-  const at::Tensor query = positions.unsqueeze(1), key = at::arange(keys, at::kLong);
+  const at::Tensor query = positions.to(options.device()).unsqueeze(1);
+  const at::Tensor key = at::arange(keys, at::TensorOptions(at::kLong).device(options.device()));
   at::Tensor hidden = key > query;
   if (spec.window > 0) hidden = hidden.logical_or(key <= query - spec.window);
   return at::zeros(hidden.sizes(), options).masked_fill_(hidden, -std::numeric_limits<double>::infinity());

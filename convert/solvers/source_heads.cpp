@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "attention/attention_kernel.h"
+#include "convert/solvers/linear_algebra.h"
 
 namespace cinch {
 namespace {
@@ -20,7 +21,7 @@ at::Tensor with_bias_column(const at::Tensor& weight, const at::Tensor& bias, bo
 at::Tensor rms_scale(const at::Tensor& x, double eps) { return (x.square().mean(-1, /*keepdim=*/true) + eps).rsqrt(); }
 
 at::Tensor norm_gain(const HeadPlanes& planes, const at::Tensor& norm) {
-  return norm.defined() ? norm.to(at::kCPU, at::kDouble).index_select(0, planes.order) * planes.gain : norm;
+  return norm.defined() ? fp64(norm).index_select(0, planes.order) * planes.gain : norm;
 }
 
 }  // namespace
@@ -43,9 +44,9 @@ SourceHeads source_heads(const LayerProblem& problem) {
   heads.q = to_internal(heads.planes, with_bias_column(w.q_proj, w.q_bias, biased), gain);
   heads.k = to_internal(heads.planes, with_bias_column(w.k_proj, w.k_bias, biased), gain);
   const int64_t d = problem.source.head_dim, h = problem.source.n_heads;
-  heads.v = with_bias_column(w.v_proj, w.v_bias, biased).to(at::kCPU, at::kDouble).reshape({-1, d, heads.q.size(2)});
-  heads.o = w.o_proj.to(at::kCPU, at::kDouble).reshape({-1, h, d}).transpose(0, 1).contiguous();
-  if (w.o_bias.defined()) heads.o_bias = w.o_bias.to(at::kCPU, at::kDouble);
+  heads.v = fp64(with_bias_column(w.v_proj, w.v_bias, biased)).reshape({-1, d, heads.q.size(2)});
+  heads.o = fp64(w.o_proj).reshape({-1, h, d}).transpose(0, 1).contiguous();
+  if (w.o_bias.defined()) heads.o_bias = fp64(w.o_bias);
   heads.q_norm = norm_gain(heads.planes, w.q_norm);
   heads.k_norm = norm_gain(heads.planes, w.k_norm);
   heads.kv_order.resize(problem.source.n_kv_heads);
@@ -76,6 +77,8 @@ HeadStream::HeadStream(const LayerProblem& problem, const SourceHeads& heads) : 
                     .to(options())
                     .contiguous();
   output_ = heads.o.transpose(1, 2).flatten(0, 1).to(options()).contiguous();
+  if (heads.q_norm.defined()) q_norm_ = heads.q_norm.to(options());
+  if (heads.k_norm.defined()) k_norm_ = heads.k_norm.to(options());
   table_ = rotation_table(heads.planes, 0, tokens(), options());
 }
 
@@ -102,8 +105,8 @@ Projections HeadStream::project(const at::Tensor& input) const {
   Projections result{parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous(), {}};
   if (!spec.qk_norm) return result;
   result.k_scale = rms_scale(result.k, spec.qk_norm_eps);
-  result.k = result.k * result.k_scale * heads_->k_norm.to(result.k.options());
-  result.q = result.q * rms_scale(result.q, spec.qk_norm_eps) * heads_->q_norm.to(result.q.options());
+  result.k = result.k * result.k_scale * k_norm_;
+  result.q = result.q * rms_scale(result.q, spec.qk_norm_eps) * q_norm_;
   return result;
 }
 
@@ -126,9 +129,8 @@ at::Tensor HeadStream::output(const at::Tensor& head_outputs) const {
 
 ResidualPath residual_path(const LayerProblem& problem) {
   const at::Tensor ones = at::ones({1, problem.source.hidden_size}, problem.teacher.options());
-  const at::Tensor gain = problem.attention_residual
-                              ? problem.attention_residual(ones).squeeze(0).to(at::kCPU, at::kDouble)
-                              : at::ones({problem.source.hidden_size}, at::kDouble);
+  const at::Tensor gain = problem.attention_residual ? fp64(problem.attention_residual(ones).squeeze(0))
+                                                     : at::ones({problem.source.hidden_size}, at::kDouble);
   // A channel that the norm switches off keeps a tiny gain, so that its o_proj row can be mapped back.
   const at::Tensor least = gain.abs().max() * 1e-6;
   return {at::where(gain.abs() < least, least, gain)};

@@ -40,7 +40,7 @@ struct Projections {
   at::Tensor linear_keys() const;
 };
 
-/// Runs the source heads over calibration windows in the problem's dtype.
+/// Runs the source heads over calibration windows in the problem's dtype, on its device.
 class HeadStream {
  public:
   HeadStream(const LayerProblem& problem, const SourceHeads& heads);
@@ -70,8 +70,10 @@ class HeadStream {
  private:
   const LayerProblem* problem_;
   const SourceHeads* heads_;
-  at::Tensor projection_;  // (C, (H + 2K) D) in the problem's dtype
-  at::Tensor output_;      // (H*D, E)
+  // In the problem's dtype, on its device.
+  at::Tensor projection_;       // (C, (H + 2K) D)
+  at::Tensor output_;           // (H*D, E)
+  at::Tensor q_norm_, k_norm_;  // (D) or undefined
   RotationTable table_;
 };
 

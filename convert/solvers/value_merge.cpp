@@ -86,11 +86,7 @@ ValueMoments value_moments(const LayerProblem& problem, const HeadStream& stream
   const at::Tensor key = merged.key.flatten(2, 3).to(stream.options()), query = merged.query.to(stream.options());
   const at::Tensor inverse_gain = path.gain.reciprocal().to(stream.options());
   ValueMoments result;
-  at::Tensor gram, cross;
-  const auto add = [](at::Tensor& sum, const at::Tensor& term) {
-    const at::Tensor wide = term.to(at::kCPU, at::kDouble);
-    sum = sum.defined() ? sum.add_(wide) : wide;
-  };
+  at::Tensor gram, cross, power;
   const auto side_by_side = [&](const at::Tensor& x) {
     return x.reshape({groups, g, t, d}).transpose(1, 2).reshape({groups, t, width});
   };
@@ -106,17 +102,18 @@ ValueMoments value_moments(const LayerProblem& problem, const HeadStream& stream
     at::Tensor z =
         at::bmm(p.reshape({groups, -1, t}), side_by_side(x.v)).reshape({h, t, width}) * weight.reshape({1, t, 1});
     const at::Tensor goal = y * weight.unsqueeze(1);
-    result.power += goal.square().sum().item<double>();
+    accumulate(power, goal.square().sum());
     if (full) {
       z = z.transpose(0, 1).reshape({t, h * width});
-      add(gram, at::matmul(z.transpose(0, 1), z));
-      add(cross, at::matmul(goal.transpose(0, 1), z));
+      accumulate(gram, at::matmul(z.transpose(0, 1), z));
+      accumulate(cross, at::matmul(goal.transpose(0, 1), z));
     } else {
-      add(gram, at::bmm(z.transpose(1, 2), z));
+      accumulate(gram, at::bmm(z.transpose(1, 2), z));
     }
   }
-  result.gram = full ? gram.reshape({h, width, h, width}) : gram;
-  if (full) result.cross = cross.reshape({-1, h, width}).transpose(0, 1).contiguous();
+  result.power = power.item<double>();
+  result.gram = full ? fp64(gram).reshape({h, width, h, width}) : fp64(gram);
+  if (full) result.cross = fp64(cross).reshape({-1, h, width}).transpose(0, 1).contiguous();
   return result;
 }
 
