@@ -169,6 +169,7 @@ void compare(const Setting& setting) {
                                                          .compute_bytes = setting.bf16 ? 2 : 4,
                                                          .teacher = setting.teacher,
                                                          .trains_head = setting.head,
+                                                         .on_cpu = !setting.cuda,
                                                          .chunk_bytes = setting.chunk << 20})) /
                          1e9;
   const std::string sizes = fmt::format("{} x {} x {}", setting.tokens, setting.vocabulary, setting.hidden);

@@ -7,11 +7,13 @@
 #include <algorithm>
 
 #include "core/errors.h"
+#include "train/loss_rows.h"
 
 namespace cinch {
 namespace {
 
 constexpr int64_t kBuffers = 4;  // of (rows, V) at once: student, teacher, gradient, and one that an operation makes
+constexpr int64_t kFusedBuffers = 2;  // student and teacher
 
 struct Sums {
   at::Tensor hidden_gradient, head_gradient;  // undefined where not asked for
@@ -34,51 +36,81 @@ class Chunks {
   }
 
   Sums run() {
-    const int64_t rows = loss_chunk_rows(in_.head.size(0), work_ == at::kDouble, options_);
-    for (int64_t first = 0; first < in_.hidden.size(0); first += rows)
-      add(first, std::min(rows, in_.hidden.size(0) - first));
+    const bool fused = has_loss_rows(in_.hidden);
+    const int64_t logit = fused ? kFusedBuffers * static_cast<int64_t>(in_.hidden.element_size())
+                                : kBuffers * (work_ == at::kDouble ? 8 : 4);
+    const int64_t rows = loss_chunk_rows(in_.head.size(0), logit, options_.chunk_bytes);
+    for (int64_t first = 0; first < in_.hidden.size(0); first += rows) {
+      const int64_t count = std::min(rows, in_.hidden.size(0) - first);
+      const at::Tensor gradient = fused ? add_fused(first, count) : add_plain(first, count);
+      if (gradient.defined()) add_gradient(first, count, gradient);
+    }
     return sums_;
   }
 
  private:
-  void add(int64_t first, int64_t count) {
-    const at::Tensor hidden = in_.hidden.narrow(0, first, count);
-    const at::Tensor target = in_.targets.narrow(0, first, count);
+  bool wants_gradient() const { return sums_.hidden_gradient.defined() || sums_.head_gradient.defined(); }
+  at::Tensor targets(int64_t first, int64_t count) const { return in_.targets.narrow(0, first, count); }
+  at::Tensor student_logits(int64_t first, int64_t count) const {
+    return at::linear(in_.hidden.narrow(0, first, count), in_.head);
+  }
+  at::Tensor teacher_logits(int64_t first, int64_t count) const {
+    return at::linear(in_.teacher_hidden.narrow(0, first, count), in_.teacher_head);
+  }
+
+  /// The gradient of the student's logits (n, V), undefined where nobody asks for one.
+  at::Tensor add_fused(int64_t first, int64_t count) {
+    const bool kd = options_.weights.distillation != 0;
+    const at::Tensor student = student_logits(first, count);
+    const RowLosses losses = loss_rows(student, kd ? teacher_logits(first, count) : at::Tensor(), targets(first, count),
+                                       options_, wants_gradient());
+    if (options_.weights.cross_entropy != 0) sums_.cross_entropy += losses.cross_entropy.sum(at::kDouble);
+    if (kd) sums_.distillation += losses.distillation.sum(at::kDouble);
+    return wants_gradient() ? student : at::Tensor();
+  }
+
+  /// The same by ATen's operations.
+  at::Tensor add_plain(int64_t first, int64_t count) {
+    const at::Tensor target = targets(first, count);
     const at::Tensor counts = target.ne(kIgnoredTarget).unsqueeze(1);  // (n, 1)
     const at::Tensor index = target.clamp_min(0).unsqueeze(1);
     const double ce = options_.weights.cross_entropy, kd = options_.weights.distillation;
 
-    const at::Tensor logits = capped(at::linear(hidden, in_.head).to(work_), options_.softcap);  // (n, V)
+    const at::Tensor logits = capped(student_logits(first, count).to(work_), options_.softcap);  // (n, V)
     at::Tensor student = logits.log_softmax(1);
     at::Tensor p;  // the teacher's
     if (ce != 0) sums_.cross_entropy -= at::where(counts, student.gather(1, index), 0).sum(at::kDouble);
     if (kd != 0) {
-      const at::Tensor seen = in_.teacher_hidden.narrow(0, first, count);
-      at::Tensor teacher =
-          capped(at::linear(seen, in_.teacher_head).to(work_), options_.softcap).log_softmax(1);  // (n, V)
+      at::Tensor teacher = capped(teacher_logits(first, count).to(work_), options_.softcap).log_softmax(1);  // (n, V)
       p = teacher.exp();
       sums_.distillation += at::where(counts, teacher.sub_(student).mul_(p).sum(1, true), 0).sum(at::kDouble);
     }
-    if (!sums_.hidden_gradient.defined() && !sums_.head_gradient.defined()) return;
+    if (!wants_gradient()) return {};
 
     at::Tensor gradient = student.exp_();
     if (ce + kd != 1) gradient.mul_(ce + kd);
     if (kd != 0) gradient.sub_(p, kd);
     if (ce != 0) gradient.scatter_add_(1, index, at::full({count, 1}, -ce, gradient.options()));
     if (options_.softcap > 0) gradient.mul_(1 - (logits / options_.softcap).square_());
-    gradient = gradient.to(in_.hidden.scalar_type());
-    // Tokens that do not count are taken out of the narrow factors: each pass over (n, V) is what this costs.
+    return gradient.to(in_.hidden.scalar_type());
+  }
+
+  /// Through the head, in both directions. Tokens that do not count are taken out of the narrow factors: a pass over
+  /// (n, V) costs more.
+  void add_gradient(int64_t first, int64_t count, const at::Tensor& gradient) {
+    const at::Tensor counts = targets(first, count).ne(kIgnoredTarget).unsqueeze(1);
     if (sums_.hidden_gradient.defined()) {
       at::Tensor out = sums_.hidden_gradient.narrow(0, first, count);
       at::mm_out(out, gradient, in_.head).mul_(counts);
     }
-    if (sums_.head_gradient.defined()) {
-      const at::Tensor seen = hidden * counts;
-      if (in_.hidden.scalar_type() == work_) {
-        sums_.head_gradient.addmm_(gradient.t(), seen);
-      } else {
-        sums_.head_gradient += gradient.t().mm(seen);
-      }
+    if (!sums_.head_gradient.defined()) return;
+    const at::Tensor seen = in_.hidden.narrow(0, first, count) * counts;
+    if (in_.hidden.scalar_type() == work_) {
+      sums_.head_gradient.addmm_(gradient.t(), seen);
+    } else if (in_.hidden.is_cuda()) {  // whose library sums products of narrow types into a wide matrix
+      at::addmm_out(sums_.head_gradient, sums_.head_gradient, gradient.t(), seen, work_);
+    } else {
+      sums_.head_gradient += gradient.t().mm(seen);
     }
   }
 
@@ -136,8 +168,8 @@ void check(const LossInputs& in, const LossOptions& options) {
 
 }  // namespace
 
-int64_t loss_chunk_rows(int64_t vocabulary, bool fp64, const LossOptions& options) {
-  return std::max<int64_t>(1, options.chunk_bytes / (kBuffers * vocabulary * (fp64 ? 8 : 4)));
+int64_t loss_chunk_rows(int64_t vocabulary, int64_t logit_bytes, int64_t chunk_bytes) {
+  return std::max<int64_t>(1, chunk_bytes / (vocabulary * logit_bytes));
 }
 
 LossValue linear_cross_entropy_kd(const LossInputs& inputs, const LossOptions& options) {

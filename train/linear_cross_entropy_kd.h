@@ -42,7 +42,7 @@ struct LossValue {
 /// fp32 at least. Throws ShapeError when the inputs do not fit each other.
 LossValue linear_cross_entropy_kd(const LossInputs& inputs, const LossOptions& options);
 
-/// Rows of a chunk.
-int64_t loss_chunk_rows(int64_t vocabulary, bool fp64, const LossOptions& options);
+/// Rows of a chunk, at so many bytes for each of a row's logits.
+int64_t loss_chunk_rows(int64_t vocabulary, int64_t logit_bytes, int64_t chunk_bytes);
 
 }  // namespace cinch

@@ -108,6 +108,52 @@ TEST_F(CudaTraining, LossAndGradientsEqualThePlainOperations) {
   EXPECT_LT((head - in.head.grad()).abs().max().item<double>(), 1e-10 * head.abs().max().item<double>());
 }
 
+// The fused kernel against ATen's operations on the CPU: for fp32 in fp64, for narrow types in the same type, as logits
+// are rounded to it.
+TEST_F(CudaTraining, FusedLossEqualsThePlainOperations) {
+  struct Case {
+    at::ScalarType type;
+    int64_t vocabulary;
+    LossWeights weights;
+    double softcap, tolerance;
+    int64_t chunk_rows;
+  };
+  for (const Case& c : {Case{at::kFloat, 1001, {0.3, 0.7}, 0, 2e-6, 1000}, Case{at::kFloat, 4096, {0, 1}, 3, 2e-6, 7},
+                        Case{at::kBFloat16, 4096, {0, 1}, 0, 6e-3, 1000},
+                        Case{at::kBFloat16, 1001, {1, 0}, 0, 6e-3, 33}, Case{at::kHalf, 513, {1, 2}, 30, 2e-3, 64}}) {
+    constexpr int64_t kTokens = 97, kWidth = 64;
+    SCOPED_TRACE(testing::Message() << at::toString(c.type) << " " << c.vocabulary);
+    at::manual_seed(6);
+    const auto random = [&](int64_t rows, double size) {
+      return (at::randn({rows, kWidth}) * size).to(c.type).to(at::kCUDA);
+    };
+    LossInputs in{.hidden = random(kTokens, 1).requires_grad_(true),
+                  .head = random(c.vocabulary, 0.4).requires_grad_(true),
+                  .teacher_hidden = random(kTokens, 1),
+                  .teacher_head = random(c.vocabulary, 0.4),
+                  .targets = at::randint(c.vocabulary, {kTokens}, at::kLong)};
+    for (const int64_t ignored : {0, 50, 96}) in.targets[ignored] = kIgnoredTarget;
+    LossInputs exact = in;
+    for (at::Tensor* x : {&exact.hidden, &exact.head, &exact.teacher_hidden, &exact.teacher_head})
+      *x = x->detach().to(at::kCPU, c.type == at::kFloat ? at::kDouble : c.type).requires_grad_(x->requires_grad());
+    in.targets = in.targets.to(at::kCUDA);
+    const LossOptions options = {
+        .weights = c.weights,
+        .softcap = c.softcap,
+        .chunk_bytes = c.chunk_rows * 2 * c.vocabulary * static_cast<int64_t>(at::elementSize(c.type))};
+    const LossValue found = linear_cross_entropy_kd(in, options), expected = linear_cross_entropy_kd(exact, options);
+    found.total.backward();
+    expected.total.backward();
+    EXPECT_NEAR(found.total.item<double>(), expected.total.item<double>(), c.tolerance * expected.total.item<double>());
+    EXPECT_LE(relative_difference(in.hidden.grad().cpu(), exact.hidden.grad()), c.tolerance);
+    EXPECT_LE(relative_difference(in.head.grad().cpu(), exact.head.grad()), c.tolerance);
+    EXPECT_EQ(in.hidden.grad()[50].abs().max().item<double>(), 0);
+
+    const at::NoGradGuard no_grad;  // as held-out windows are measured
+    EXPECT_NEAR(linear_cross_entropy_kd(in, options).total.item<double>(), found.total.item<double>(), 1e-6);
+  }
+}
+
 // One GPU holds one process of NCCL: the plug-in and the operations that training asks for, alone.
 TEST_F(CudaTraining, NcclSumsGathersAndScatters) {
   const TempFolder folder;

@@ -93,8 +93,8 @@ TEST(LinearCrossEntropyKd, ChunksDoNotMatter) {
     return linear_cross_entropy_kd(in, {.weights = {0.5, 0.5}, .chunk_bytes = bytes}).total.item<double>();
   };
   EXPECT_NEAR(loss(kOneRow), loss(kAllRows), 1e-12);
-  EXPECT_EQ(loss_chunk_rows(kVocabulary, true, {.chunk_bytes = kFewRows}), 5);
-  EXPECT_EQ(loss_chunk_rows(kVocabulary, true, {.chunk_bytes = kOneRow}), 1);
+  EXPECT_EQ(loss_chunk_rows(kVocabulary, 4 * 8, kFewRows), 5);
+  EXPECT_EQ(loss_chunk_rows(kVocabulary, 4 * 8, kOneRow), 1);
 }
 
 TEST(LinearCrossEntropyKd, FrozenHeadsGetNoGradient) {

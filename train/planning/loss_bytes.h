@@ -14,6 +14,7 @@ struct LossShape {
   int64_t compute_bytes = 4;  // of the inputs' numbers
   bool teacher = true;
   bool trains_head = false;
+  bool on_cpu = true;  // else one kernel does what lies between the matrix products
   int64_t chunk_bytes = int64_t{256} << 20;
 };
 

@@ -159,6 +159,7 @@ class Planner {
                        .compute_bytes = s,
                        .teacher = request_.teacher.has_value(),
                        .trains_head = request_.trains_all,
+                       .on_cpu = request_.on_cpu,
                        .chunk_bytes = request_.chunk_bytes});
   }
 
