@@ -27,7 +27,7 @@ struct UptrainFlags {
   int64_t tokens = 0, local_tokens = 0, ce_tokens = 0;
   TrainStage local = {.local = true,
                       .loss = {},
-                      .learning_rates = {4e-3, 4e-3, 0},
+                      .learning_rates = {1e-3, 1e-3, 0},
                       .relative_rates = true,
                       .schedule = {.kind = "cosine", .floor = 0.05}};
   TrainStage main;
