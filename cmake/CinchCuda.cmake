@@ -74,7 +74,7 @@ if(CINCH_CUDA)
 endif()
 if(CINCH_HAS_CUDA)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/attention/kernels/cuda/*.cu
-    ${PROJECT_SOURCE_DIR}/train/cuda/*.cu)
+    ${PROJECT_SOURCE_DIR}/model/cuda/*.cu ${PROJECT_SOURCE_DIR}/train/cuda/*.cu)
   cinch_cuda_plugin(${sources})
   cinch_nccl_plugin()
 endif()

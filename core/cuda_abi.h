@@ -3,6 +3,9 @@
 
 #include <stdint.h>
 
+/* Types of numbers that kernels take. */
+enum CinchElement { kCinchF32 = 0, kCinchF16 = 1, kCinchBF16 = 2 };
+
 /* One CUDA device. */
 struct CinchCudaDevice {
   char name[256];

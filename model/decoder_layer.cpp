@@ -5,6 +5,7 @@
 
 #include "attention/recorded.h"
 #include "core/errors.h"
+#include "model/fused_gate.h"
 
 namespace cinch {
 namespace {
@@ -36,6 +37,7 @@ at::Tensor& activate(at::Tensor& x, Activation activation) {
 
 /// activation(gate) * up
 at::Tensor gated(at::Tensor gate, const at::Tensor& up, Activation activation) {
+  if (activation == Activation::silu && has_fused_gate(gate)) return fused_gate(gate, up);
   if (is_recorded({gate, up})) return activated(gate, activation) * up;
   return activate(gate, activation).mul_(up);
 }

@@ -12,6 +12,11 @@
 namespace cinch {
 namespace {
 
+/// To the device from memory that it copies by itself: else the host would wait for all that the device has to do.
+at::Tensor sent(const at::Tensor& x, at::Device device) {
+  return device.is_cuda() ? x.pin_memory().to(device, /*non_blocking=*/true) : x.to(device);
+}
+
 constexpr double kInitialSize = 0.02;  // of weights that are all zero: what models begin with (initializer_range)
 
 }  // namespace
@@ -121,7 +126,7 @@ at::Tensor Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int
   const bool counts = count > 0;
   const TokenSamples::Batch batch = samples_.batch(first, std::max<int64_t>(count, 1));
   const at::Device device = model_.options().device;
-  const TrainedModel::Input input = {batch.ids.to(device), batch.documents};
+  const TrainedModel::Input input = {sent(batch.ids, device), batch.documents};
   if (stage.local) {
     const at::Tensor weights = at::full({batch.ids.size(0)}, counts ? 1.0 / static_cast<double>(recipe_.batch) : 0.0);
     const at::Tensor error = model_.accumulate_local(input, *teacher_, weights, last);
@@ -134,7 +139,7 @@ at::Tensor Trainer::take_micro_batch(const TrainStage& stage, int64_t first, int
                       .head = states.head,
                       .teacher_hidden = {},
                       .teacher_head = states.teacher_head,
-                      .targets = targets.flatten().to(device)};
+                      .targets = sent(targets.flatten(), device)};
     if (states.teacher_hidden.defined()) inputs.teacher_hidden = states.teacher_hidden.flatten(0, 1);
     const LossValue loss = linear_cross_entropy_kd(inputs, {.weights = stage.loss,
                                                             .softcap = model_.config().final_logit_softcap,

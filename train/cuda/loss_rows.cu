@@ -1,30 +1,17 @@
 // Cross entropy, KL and their gradient from two rows of logits: one block for each token reads both rows twice and
 // writes the gradient over the student's. Plain operations on (tokens, vocabulary) in fp32 move six times the bytes.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
 #include <math.h>
-#include <stdio.h>
 
+#include "core/cuda/elements.cuh"
 #include "train/cuda/loss_rows_abi.h"
 
 namespace {
 
+using cinch::narrow;
+using cinch::wide;
+
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-
-/// Neighbouring numbers that one thread takes at once: 16 bytes where rows begin on such a boundary.
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack {
-  T at[kCount];
-};
-
-__device__ float wide(float x) { return x; }
-__device__ float wide(__half x) { return __half2float(x); }
-__device__ float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void narrow(float x, float& to) { to = x; }
-__device__ void narrow(float x, __half& to) { to = __float2half_rn(x); }
-__device__ void narrow(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
 __device__ float capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
 
@@ -74,7 +61,7 @@ __device__ X over_block(X x) {
 
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kThreads) loss_rows_kernel(CinchLossRows in) {
-  using Numbers = Pack<T, kCount>;
+  using Numbers = cinch::Pack<T, kCount>;
   const int64_t row = blockIdx.x, packs = in.vocabulary / kCount;
   Numbers* const student = reinterpret_cast<Numbers*>(static_cast<T*>(in.student) + row * in.vocabulary);
   const Numbers* const teacher =
@@ -134,11 +121,9 @@ __global__ void __launch_bounds__(kThreads) loss_rows_kernel(CinchLossRows in) {
 
 template <typename T>
 void launch(const CinchLossRows& in, cudaStream_t stream) {
-  constexpr int kWide = 16 / sizeof(T);
-  const auto address = reinterpret_cast<uintptr_t>(in.student) | reinterpret_cast<uintptr_t>(in.teacher);
   const auto blocks = static_cast<unsigned>(in.rows);
-  if (in.vocabulary % kWide == 0 && address % 16 == 0) {
-    loss_rows_kernel<T, kWide><<<blocks, kThreads, 0, stream>>>(in);
+  if (cinch::in_packs<T>(in.vocabulary, in.student, in.teacher)) {
+    loss_rows_kernel<T, cinch::kPackBytes / sizeof(T)><<<blocks, kThreads, 0, stream>>>(in);
   } else {
     loss_rows_kernel<T, 1><<<blocks, kThreads, 0, stream>>>(in);
   }
@@ -147,25 +132,7 @@ void launch(const CinchLossRows& in, cudaStream_t stream) {
 }  // namespace
 
 extern "C" int32_t cinch_cuda_loss_rows(const CinchLossRows* rows, void* stream, char* error, uint64_t error_size) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  if (rows->rows > 0 && rows->vocabulary > 0) {
-    switch (rows->type) {
-      case kCinchLossF32:
-        launch<float>(*rows, on);
-        break;
-      case kCinchLossF16:
-        launch<__half>(*rows, on);
-        break;
-      case kCinchLossBF16:
-        launch<__nv_bfloat16>(*rows, on);
-        break;
-      default:
-        snprintf(error, error_size, "unknown type %d", rows->type);
-        return -1;
-    }
-  }
-  const cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess) return 0;
-  snprintf(error, error_size, "%s", cudaGetErrorString(status));
-  return -1;
+  return cinch::launch_for(rows->element, error, error_size, [&](auto number) {
+    if (rows->rows > 0) launch<decltype(number)>(*rows, static_cast<cudaStream_t>(stream));
+  });
 }

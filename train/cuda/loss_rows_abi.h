@@ -7,11 +7,9 @@
 extern "C" {
 #endif
 
-enum CinchLossType { kCinchLossF32 = 0, kCinchLossF16 = 1, kCinchLossBF16 = 2 };
-
 /* A chunk of logits on the device, rows of `vocabulary` numbers one behind the other. */
 struct CinchLossRows {
-  int32_t type; /* CinchLossType of all logits */
+  int32_t element; /* CinchElement of all logits */
   int64_t rows, vocabulary;
   void* student;          /* (rows, vocabulary); with `writes_gradient` the gradient afterwards */
   const void* teacher;    /* (rows, vocabulary), or null */

@@ -48,7 +48,9 @@ class Keeper {
     spec_.kind == AttentionKind::latent ? latent() : grouped_query();
     if (config_.sandwich_norms) norm(config_.hidden_size, 1, shape_.trains_trunk);
     norm(config_.hidden_size, 1, shape_.trains_trunk);
-    compute_ += 3 * config_.intermediate_size;  // gate, activation(gate), up
+    // gate, activation(gate), up; one kernel of CUDA keeps its inputs alone
+    const bool fused = !shape_.on_cpu && shape_.compute_bytes < 8 && config_.activation == Activation::silu;
+    compute_ += (fused ? 2 : 3) * config_.intermediate_size;
     if (shape_.trains_trunk) compute_ += config_.hidden_size + config_.intermediate_size;
     if (config_.sandwich_norms) norm(config_.hidden_size, 1, shape_.trains_trunk);
     return shape_.tokens() * (compute_ * shape_.compute_bytes + work_ * shape_.work_bytes) + bytes_;
