@@ -132,20 +132,25 @@ UpMapMoments up_map_moments(const HeadStream& stream, const SourceHeads& heads, 
   for (const int64_t w : stream.fit()) {
     const Projections x = stream.project(w);
     const at::Tensor z = joint_rows(x), c = at::matmul(z, encode), keys = z.slice(1, 0, unrotated.size(1));
-    for (int64_t h = 0; h < n; ++h) {
-      at::Tensor key_weights = at::zeros({stream.tokens()}, stream.options());
-      at::Tensor mean = at::empty_like(c), output = at::empty_like(x.q[h]);
-      attention.for_each_block(x, h, [&](const HeadBlock& block) {
-        const int64_t end = block.weights.size(1);
-        key_weights.slice(0, 0, end).add_(block.weights.sum(0));
-        mean.slice(0, block.first, end).copy_(at::matmul(block.p, c.slice(0, 0, end)));
-        output.slice(0, block.first, end).copy_(block.output);
+    for (const HeadPart& part : stream.head_parts()) {
+      at::Tensor output = at::empty_like(part.of_queries(x.q));
+      std::vector<int64_t> sizes = output.sizes().vec();  // (.., T, D)
+      sizes.back() = r;
+      at::Tensor mean = at::empty(sizes, stream.options());
+      sizes.pop_back();
+      at::Tensor key_weights = at::zeros(sizes, stream.options());
+      attention.for_each_block(x, part, [&](const HeadBlock& block) {
+        const int64_t end = block.weights.size(-1);
+        key_weights.slice(-1, 0, end).add_(block.weights.sum(-2));
+        mean.slice(-2, block.first, end).copy_(at::matmul(block.p, c.slice(0, 0, end)));
+        output.slice(-2, block.first, end).copy_(block.output);
       });
-      const at::Tensor weighted = c * key_weights.unsqueeze(1);
-      m.key_gram[h] += at::matmul(weighted.transpose(0, 1), c);
-      m.key_cross[h] += at::matmul(at::matmul(keys, unrotated[h]).transpose(0, 1), weighted);
-      m.mean_gram[h] += at::matmul(mean.transpose(0, 1), mean);
-      m.mean_cross[h] += at::matmul(output.transpose(0, 1), mean);
+      const at::Tensor weighted = c * key_weights.unsqueeze(-1);
+      const at::Tensor mapped = at::matmul(keys, part.of_queries(unrotated));
+      part.of_queries(m.key_gram).add_(at::matmul(weighted.transpose(-2, -1), c));
+      part.of_queries(m.key_cross).add_(at::matmul(mapped.transpose(-2, -1), weighted));
+      part.of_queries(m.mean_gram).add_(at::matmul(mean.transpose(-2, -1), mean));
+      part.of_queries(m.mean_cross).add_(at::matmul(output.transpose(-2, -1), mean));
     }
   }
   const double tokens = static_cast<double>(stream.fit().size()) * static_cast<double>(stream.tokens());

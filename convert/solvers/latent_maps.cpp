@@ -67,12 +67,13 @@ at::Tensor LatentForward::scaled_averages(const at::Tensor& query, const at::Ten
   const int64_t t = query.size(1);
   const at::Tensor latent = cached.slice(1, 0, value_up_.size(1));
   const at::Tensor mask = causal_mask(heads_.spec, at::arange(t, at::kLong), t, query.options());
-  std::vector<at::Tensor> averages;
-  for (int64_t h = 0; h < heads_.spec.n_heads; ++h) {
-    const at::Tensor scores = at::matmul(query[h], cached.transpose(0, 1)).mul_(key_scale[h / heads_.rep()].squeeze(1));
-    averages.push_back(at::matmul(softmax_rows(heads_.spec, scores, mask).p, latent));
+  at::Tensor averages = at::empty({heads_.spec.n_heads, t, latent.size(1)}, query.options());
+  for (const HeadPart& part : stream_.head_parts()) {
+    const at::Tensor scale = part.of_keys(key_scale).transpose(-2, -1);
+    const at::Tensor scores = at::matmul(part.of_queries(query), cached.transpose(0, 1)).mul_(scale);
+    part.of_queries(averages).copy_(at::matmul(softmax_rows(heads_.spec, scores, mask).p, latent));
   }
-  return at::stack(averages);
+  return averages;
 }
 
 at::Tensor LatentForward::output(const at::Tensor& head_outputs) const {

@@ -17,7 +17,8 @@
 
 namespace cinch {
 
-/// Adjacent queries of one head and the keys up to the last of them, in the problem's dtype.
+/// Adjacent queries of a part of the heads and the keys up to the last of them, in the problem's dtype, on its device;
+/// with a dim of heads in front unless that part is one.
 struct HeadBlock {
   int64_t first = 0;   // position of query 0
   at::Tensor p;        // (M, S), S = first + M
@@ -25,11 +26,12 @@ struct HeadBlock {
   at::Tensor output;   // (M, D) before o_proj
 };
 
-/// Attention of the original model, head by head, in blocks of queries: keys after a block cost nothing.
+/// Attention of the original model in blocks of queries: keys after a block cost nothing.
 class WeighedAttention {
  public:
   WeighedAttention(const HeadStream& stream, const SourceHeads& heads);
-  void for_each_block(const Projections& x, int64_t h, const std::function<void(const HeadBlock&)>& use) const;
+  void for_each_block(const Projections& x, const HeadPart& part,
+                      const std::function<void(const HeadBlock&)>& use) const;
 
  private:
   const SourceHeads& heads_;
@@ -59,8 +61,8 @@ LatentMoments latent_moments(const HeadStream& stream, const SourceHeads& heads)
 
 /// z of every token, (T, 2KD).
 at::Tensor joint_rows(const Projections& x);
-/// Sums of weights (M, S) over the queries, per lag, (S) fp64. Queries are the last M positions of S; keys after their
-/// query must have weight 0.
+/// Sums of weights (..., M, S) over the queries, per lag, (..., S) fp64. Queries are the last M positions of S; keys
+/// after their query must have weight 0.
 at::Tensor lag_sums(const at::Tensor& weights);
 
 }  // namespace cinch

@@ -39,6 +39,7 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
   const RotationTable pairs = pair_table(maps.inv_freq, t, stream.options());
   const at::Tensor start = device_maps(start_);
   feature_moment_ = at::zeros({n, start_.size(1), start_.size(1)}, options_.dtype(at::kDouble));
+  const std::vector<HeadPart> parts = stream.head_parts();
   for (const int64_t w : stream.fit()) {
     positions_.push_back(stratified(t, positions, static_cast<uint64_t>(w)));
     const at::Tensor input = stream.input(stream.teacher(w)), features = forward.features(input);
@@ -65,7 +66,8 @@ LatentQueryProblem::LatentQueryProblem(const HeadStream& stream, const SourceHea
       const at::Tensor gradient = softmax_gradient_(error.clone(), block.weight, block.mean);
       accumulate(start_loss_, (gradient * error).sum({1, 2}));
       accumulate(right_side_, pulled_back(block, gradient));
-      add_moments(block, maps.rank());
+      accumulate(query_moment_, at::bmm(block.queries.transpose(1, 2), block.queries));
+      for (const HeadPart& part : parts) add_moments(block, part, maps.rank());
       count_ += static_cast<double>(m);
       blocks_.push_back(std::move(block));
     }
@@ -105,26 +107,24 @@ at::Tensor LatentQueryProblem::apply(const at::Tensor& x) const {
   return fp64(total) / count_;
 }
 
-void LatentQueryProblem::add_moments(const Block& block, int64_t rank) {
-  accumulate(query_moment_, at::bmm(block.queries.transpose(1, 2), block.queries));
-  for (int64_t h = 0; h < start_.size(0); ++h) {
-    at::Tensor features = block.features;
-    if (block.key_scale.defined()) features = features * block.key_scale[h].transpose(0, 1);
-    const at::Tensor weighted = features * block.weight[h].sum(0).unsqueeze(1);
-    const at::Tensor mean = at::matmul(block.mean[h], features);  // (M, R + Dr)
-    const at::Tensor c = features.slice(1, 0, rank), mean_c = mean.slice(1, 0, rank);
-    feature_moment_[h]
-        .slice(0, 0, rank)
-        .slice(1, 0, rank)
-        .add_(at::matmul(weighted.slice(1, 0, rank).transpose(0, 1), c) - at::matmul(mean_c.transpose(0, 1), mean_c));
-    const at::Tensor power = ((weighted * features).sum(0) - mean.square().sum(0))
-                                 .slice(0, rank)
-                                 .to(at::kDouble)
-                                 .clamp_min(0)
-                                 .reshape({-1, 2});
-    feature_moment_[h].slice(0, rank).slice(1, rank).diagonal().add_(
-        power.mean(1, /*keepdim=*/true).expand_as(power).flatten());
-  }
+void LatentQueryProblem::add_moments(const Block& block, const HeadPart& part, int64_t rank) {
+  at::Tensor features = block.features;
+  if (block.key_scale.defined()) features = features * part.of_queries(block.key_scale).transpose(-2, -1);
+  const at::Tensor weighted = features * part.of_queries(block.weight).sum(-2).unsqueeze(-1);
+  const at::Tensor mean = at::matmul(part.of_queries(block.mean), features);  // (.., M, R + Dr)
+  const at::Tensor c = features.slice(-1, 0, rank), mean_c = mean.slice(-1, 0, rank);
+  const at::Tensor moment = part.of_queries(feature_moment_);
+  moment.slice(-2, 0, rank)
+      .slice(-1, 0, rank)
+      .add_(at::matmul(weighted.slice(-1, 0, rank).transpose(-2, -1), c) -
+            at::matmul(mean_c.transpose(-2, -1), mean_c));
+  const at::Tensor power = ((weighted * features).sum(-2) - mean.square().sum(-2))
+                               .slice(-1, rank)
+                               .to(at::kDouble)
+                               .clamp_min(0)
+                               .unflatten(-1, {(features.size(-1) - rank) / 2, 2});
+  moment.slice(-2, rank).slice(-1, rank).diagonal(0, -2, -1).add_(
+      power.mean(-1, /*keepdim=*/true).expand_as(power).flatten(-2));
 }
 
 at::Tensor LatentQueryProblem::loss(const at::Tensor& query) const {

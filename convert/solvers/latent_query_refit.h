@@ -50,7 +50,7 @@ class LatentQueryProblem {
   at::Tensor pulled_back(const Block& block, const at::Tensor& gradient) const;
   /// Half the Hessian of the first term times x.
   at::Tensor apply(const at::Tensor& x) const;
-  void add_moments(const Block& block, int64_t rank);
+  void add_moments(const Block& block, const HeadPart& part, int64_t rank);
 
   at::TensorOptions options_;  // of the stream
   std::vector<Block> blocks_;

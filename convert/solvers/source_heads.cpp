@@ -82,6 +82,17 @@ HeadStream::HeadStream(const LayerProblem& problem, const SourceHeads& heads) : 
   table_ = rotation_table(heads.planes, 0, tokens(), options());
 }
 
+at::Tensor HeadPart::of_queries(const at::Tensor& x) const { return head ? x[*head] : x; }
+
+at::Tensor HeadPart::of_keys(const at::Tensor& x) const { return head ? x[*head / rep] : x.repeat_interleave(rep, 0); }
+
+std::vector<HeadPart> HeadStream::head_parts() const {
+  if (!options().device().is_cpu()) return {{std::nullopt, heads_->rep()}};
+  std::vector<HeadPart> parts;
+  for (int64_t h = 0; h < heads_->spec.n_heads; ++h) parts.push_back({h, heads_->rep()});
+  return parts;
+}
+
 std::vector<int64_t> HeadStream::some_fit(int64_t count) const {
   const auto n = static_cast<int64_t>(fit().size());
   count = std::min(count, n);

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "convert/solvers/rotation.h"
@@ -40,6 +41,18 @@ struct Projections {
   at::Tensor linear_keys() const;
 };
 
+/// Heads that are worked on at once: one, whose scores then stay in a core's cache, or all, where launching is what
+/// costs. Tensors of a single head have no dim of heads.
+struct HeadPart {
+  std::optional<int64_t> head;  // none: all
+  int64_t rep = 1;              // of SourceHeads
+
+  /// Of a tensor (H, ...), a view.
+  at::Tensor of_queries(const at::Tensor& x) const;
+  /// Of a tensor (K, ...), for each query head the part that it sees.
+  at::Tensor of_keys(const at::Tensor& x) const;
+};
+
 /// Runs the source heads over calibration windows in the problem's dtype, on its device.
 class HeadStream {
  public:
@@ -47,6 +60,8 @@ class HeadStream {
 
   /// Windows that fits may use.
   const std::vector<int64_t>& fit() const { return problem_->windows.fit; }
+  /// The heads one by one on the CPU, together on a device.
+  std::vector<HeadPart> head_parts() const;
   /// At most `count` windows to fit on, evenly spread.
   std::vector<int64_t> some_fit(int64_t count) const;
 
