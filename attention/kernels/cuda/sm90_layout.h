@@ -6,10 +6,14 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define CINCH_HOST_DEVICE __host__ __device__ __forceinline__
+#include "attention/kernels/decode/device.h"
+
+#ifdef __CUDA_ARCH__
+#define CINCH_UNROLL _Pragma("unroll")
+#define CINCH_UNROLL_4 _Pragma("unroll 4")
 #else
-#define CINCH_HOST_DEVICE inline
+#define CINCH_UNROLL
+#define CINCH_UNROLL_4
 #endif
 
 namespace cinch::sm90 {
@@ -41,8 +45,10 @@ CINCH_HOST_DEVICE constexpr uint32_t tile_offset(int rows, int row, int column) 
 }
 
 /// The 64-bit matrix descriptor: addresses and offsets in 16-byte units, 128-byte swizzle (1 in bits 62-63).
-CINCH_HOST_DEVICE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading_bytes, uint32_t stride_bytes) {
-  return static_cast<uint64_t>((address & 0x3FFFFu) >> 4) | static_cast<uint64_t>((leading_bytes & 0x3FFFFu) >> 4) << 16 |
+CINCH_HOST_DEVICE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t leading_bytes,
+                                                       uint32_t stride_bytes) {
+  return static_cast<uint64_t>((address & 0x3FFFFu) >> 4) |
+         static_cast<uint64_t>((leading_bytes & 0x3FFFFu) >> 4) << 16 |
          static_cast<uint64_t>((stride_bytes & 0x3FFFFu) >> 4) << 32 | uint64_t{1} << 62;
 }
 
@@ -54,8 +60,8 @@ CINCH_HOST_DEVICE constexpr uint64_t row_operand(uint32_t tile, int rows, int st
   return matrix_descriptor(tile + offset, 16, kSwizzleAtomBytes);
 }
 
-/// MN-major operand (16 rows from row 16 * step on, as K; columns from a multiple of 64 on, as N) of the tile at `tile`:
-/// groups of 64 columns are one block apart, groups of 8 rows 1024 bytes.
+/// MN-major operand (16 rows from row 16 * step on, as K; columns from a multiple of 64 on, as N) of the tile at
+/// `tile`: groups of 64 columns are one block apart, groups of 8 rows 1024 bytes.
 CINCH_HOST_DEVICE constexpr uint64_t column_operand(uint32_t tile, int rows, int first_column, int step) {
   const uint32_t block = static_cast<uint32_t>(rows * kRowBytes);
   const uint32_t offset = static_cast<uint32_t>(first_column / kBlockColumns) * block;

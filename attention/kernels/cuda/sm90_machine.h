@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cuda.h>
-#include <stdio.h>
 
 #include <cstdint>
 
@@ -11,6 +10,12 @@
 #include "attention/kernels/cuda/sm90_wgmma.h"
 
 namespace cinch::sm90 {
+
+#ifdef CINCH_WATCHDOG
+/// In builds of tests a wait of seconds ends the kernel; host memory (6 numbers) for which thread and which barrier.
+static __device__ volatile uint32_t* watchdog_report = nullptr;
+static __device__ int watchdog_taken = 0;
+#endif
 
 class Gpu {
  public:
@@ -23,6 +28,7 @@ class Gpu {
     return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   }
   __device__ __forceinline__ int block_x() const { return static_cast<int>(blockIdx.x); }
+  __device__ __forceinline__ int blocks_x() const { return static_cast<int>(gridDim.x); }
   __device__ __forceinline__ int block_y() const { return static_cast<int>(blockIdx.y); }
   __device__ __forceinline__ static float infinity() { return __int_as_float(0x7f800000); }
 
@@ -75,8 +81,12 @@ class Gpu {
       if (done != 0) return;
 #ifdef CINCH_WATCHDOG
       if (clock64() - start > 4000000000LL) {
-        printf("stuck: block %d.%d thread %d waits for parity %u of the barrier at +%u\n", blockIdx.x, blockIdx.y,
-               threadIdx.x, parity, barrier - shared_base());
+        if (watchdog_report != nullptr && atomicExch(&watchdog_taken, 1) == 0) {
+          const uint32_t report[] = {1, blockIdx.x, blockIdx.y, threadIdx.x, barrier - shared_base(), parity};
+          for (int i = 5; i >= 0; --i) watchdog_report[i] = report[i];
+          __threadfence_system();
+        }
+        __nanosleep(100000000);
         __trap();
       }
 #endif
@@ -97,8 +107,8 @@ class Gpu {
 
   // ---- memory
 
-  /// 64 columns x the map's rows, to `shared`, swizzled; completes on `barrier`. The cache is read once: it may leave L2
-  /// first.
+  /// 64 columns x the map's rows, to `shared`, swizzled; completes on `barrier`. The cache is read once: it may leave
+  /// L2 first.
   __device__ __forceinline__ static void load_box(uint32_t shared, const TensorMap* map, uint32_t barrier, int column,
                                                   int row, int block) {
     uint64_t policy;
@@ -181,7 +191,9 @@ class Gpu {
     hold(d);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   }
-  __device__ __forceinline__ static void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+  __device__ __forceinline__ static void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  }
   /// All of this warp's multiplications are done; d may be read.
   template <int kCount>
   __device__ __forceinline__ static void wgmma_wait(float (&d)[kCount]) {
