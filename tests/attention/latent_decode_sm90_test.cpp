@@ -68,8 +68,9 @@ class Problem {
     partial_lse_.assign(static_cast<size_t>(2 * c.parts * c.heads), NAN);
   }
 
-  /// Empty, or what the emulator found.
-  std::string run() {
+  /// Empty, or what the emulator found. pace: seed of the order in which things happen.
+  std::string run() { return run(case_.seed); }
+  std::string run(uint64_t pace) {
     CinchDecodeStep step{};
     step.kind = CINCH_DECODE_LATENT;
     step.batch = static_cast<int32_t>(case_.lengths.size());
@@ -103,7 +104,7 @@ class Problem {
       EXPECT_LE(layout.total, kSharedLimit);
       for (int y = 0; y < divided_up(case_.heads, kOperandRows); ++y) {
         for (int x = 0; x < case_.parts && failure.empty(); ++x) {
-          EmulatedBlock block({x, case_.parts, y}, kThreads, layout.total, case_.seed);
+          EmulatedBlock block({x, case_.parts, y}, kThreads, layout.total, pace);
           failure = block.run([&](Emulator& machine) {
             LatentDecodeBlock<Emulator, T, V::kColumns, V::kSplitColumns, V::kTokens> work(machine, step, partial,
                                                                                            &cache, &queries);
@@ -115,6 +116,8 @@ class Problem {
     combine();
     return failure;
   }
+
+  const std::vector<T>& out() const { return out_; }
 
   /// Relative Frobenius error of the outputs, and the largest error of lse against 1 + |lse|.
   struct Errors {
@@ -242,6 +245,7 @@ TEST(LatentDecodeSm90, AlternateTiles) {
   expect_right<Half>({16, 8, 64, {130, 64}, 3, 0, 0, true, 2});
   expect_right<Bfloat16>({200, 32, 16, {333}, 2, 0, 0, true, 3});
   expect_right<Half>({256, 64, 5, {257, 65}, 2, 0, 0, false, 5});
+  expect_right<Bfloat16>({96, 64, 28, {300, 20, 90}, 2, 70, 4.0f, true, 7});
 }
 
 TEST(LatentDecodeSm90, ColumnsSplit) {
@@ -250,6 +254,81 @@ TEST(LatentDecodeSm90, ColumnsSplit) {
   expect_right<Half>({448, 64, 3, {130, 64}, 3, 0, 0, false, 2});
   expect_right<Bfloat16>({512, 64, 64, {333}, 2, 0, 0, true, 3});
   expect_right<Bfloat16>({512, 128, 7, {190, 33}, 2, 0, 0, true, 5});
+  expect_right<Bfloat16>({392, 64, 12, {300, 20, 90}, 2, 70, 4.0f, true, 7});
+  expect_right<Half>({512, 128, 12, {300, 20, 90}, 2, 70, 0, true, 8});
+}
+
+TEST(LatentDecodeSm90, TwoBlocksOfHeads) {
+  expect_right<Bfloat16>({64, 16, 100, {150, 70}, 2, 0, 0, true, 1});
+  expect_right<Half>({320, 16, 128, {100}, 1, 0, 0, true, 2});
+}
+
+/// Every sequence in parts of one or two tiles, at many paces of the warps.
+TEST(LatentDecodeSm90, ManyOrders) {
+  for (uint64_t seed = 10; seed < 20; ++seed) {
+    expect_right<Bfloat16>({64, 8, 2, {700, 3}, 1, 0, 0, true, seed});
+    expect_right<Half>({264, 8, 2, {700, 3, 100}, 2, 0, 0, true, seed});
+  }
+}
+
+TEST(LatentDecodeSm90, ResultsDoNotDependOnTheOrder) {
+  for (const int rank : {64, 320}) {
+    Case c{rank, 16, 4, {200, 65}, 2};
+    std::vector<Bfloat16> outs[2];
+    for (const uint64_t pace : {uint64_t{3}, uint64_t{4}}) {
+      Problem<Bfloat16> problem(c);
+      ASSERT_EQ(problem.run(pace), "");
+      outs[pace - 3] = problem.out();
+    }
+    EXPECT_EQ(std::memcmp(outs[0].data(), outs[1].data(), outs[0].size() * 2), 0);
+  }
+}
+
+/// Where tile_offset says an element is, the (independently written) swizzle of TMA puts it.
+TEST(LatentDecodeSm90, TilesLieAsTmaWritesThem) {
+  std::vector<uint16_t> numbers(64 * 128);
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<uint16_t>(i + 1);
+  for (const int rows : {32, 64}) {
+    const Emulator::TensorMap map{numbers.data(), {128, 64, 1}, {2, 256, 0}, rows};
+    EmulatedBlock block({0, 1, 0}, 32, 32768, 1);
+    int wrong = 0;
+    const std::string failure = block.run([&](Emulator& machine) {
+      const uint32_t base = machine.shared_base(), barrier = base + 16384;
+      if (machine.thread() != 0) return;
+      machine.barrier_init(barrier, 1);
+      machine.barrier_expect(barrier, static_cast<uint32_t>(rows * 256));
+      for (int b = 0; b < 2; ++b) {
+        machine.load_box(base + static_cast<uint32_t>(b * rows * 128), &map, barrier, 64 * b, 64 - rows, 0);
+      }
+      machine.barrier_wait(barrier, 0);
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < 128; ++c) {
+          const uint32_t offset = tile_offset(rows, r, c);
+          const Emulator::Chunk chunk = machine.load_shared(base + offset / 16 * 16);
+          uint16_t seen;
+          std::memcpy(&seen, reinterpret_cast<const char*>(&chunk) + offset % 16, 2);
+          wrong += seen == numbers[static_cast<size_t>((64 - rows + r) * 128 + c)] ? 0 : 1;
+        }
+      }
+    });
+    EXPECT_EQ(failure, "");
+    EXPECT_EQ(wrong, 0);
+  }
+}
+
+TEST(LatentDecodeSm90, EveryShapeFits) {
+  for (int rank = 16; rank <= 512; rank += 8) {
+    for (int rope = 8; rope <= 128; rope += 8) {
+      with_variant(rank, rank + rope, [&](auto variant) {
+        using V = decltype(variant);
+        const SharedLayout layout = shared_layout(rank + rope, V::kColumns, V::kSplitColumns, V::kTokens);
+        EXPECT_GE(layout.stages, 2) << rank << " + " << rope;
+        EXPECT_LE(layout.total, kSharedLimit) << rank << " + " << rope;
+        EXPECT_GE(V::kColumns * (V::kSplitColumns ? 2 : 1), rank);
+        for (const uint32_t offset : {layout.block, layout.stage, layout.q}) EXPECT_EQ(offset % kSwizzleAtomBytes, 0u);
+      });
+    }
+  }
 }
 
 }  // namespace

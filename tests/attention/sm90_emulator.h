@@ -1,5 +1,5 @@
 // One thread block of sm_90 on the CPU, as LatentDecodeBlock sees the GPU: every CUDA thread is a fiber. TMA copies
-// late and in any order, wgmma reads shared memory at its commit or only at its wait, fibers run in random order: what
+// late and in any order, wgmma reads shared memory at its commit or only at its wait, warps run at random pace: what
 // a missing barrier would break on the GPU breaks here. Also reported: waits that never end, barriers with too many
 // arrivals, and ordinary writes that TMA or wgmma meet without a fence.proxy.async.
 // Rules from PTX ISA 9.0: matrix descriptor, canonical layouts and fragments of wgmma; tensor swizzling modes; phases
@@ -214,19 +214,26 @@ class EmulatedBlock {
     }
     std::vector<size_t> warps(fibers_.size() / 32);
     for (size_t i = 0; i < warps.size(); ++i) warps[i] = i;
-    size_t done = 0;
-    while (failure_.empty() && done < fibers_.size()) {
+    std::vector<unsigned> pace(warps.size(), 1);  // a warp runs in one of so many rounds
+    bool everyone = false;
+    for (size_t round = 0, done = 0; failure_.empty() && done < fibers_.size(); ++round) {
+      if (round % 64 == 0) {
+        for (unsigned& p : pace) p = 1u << random_() % 6;
+      }
       progress_ = false;
       done = 0;
       std::shuffle(warps.begin(), warps.end(), random_);
       for (const size_t warp : warps) {
+        const bool runs = everyone || random_() % pace[warp] == 0;
+        const bool all_lanes = everyone || random_() % 4 != 0;
         for (size_t i = 32 * warp; i < 32 * warp + 32 && failure_.empty(); ++i) {
-          if (!fibers_[i]->done) resume(i);
+          if (!fibers_[i]->done && runs && (all_lanes || random_() % 2 == 0)) resume(i);
           done += fibers_[i]->done ? 1 : 0;
         }
         copy_some();
       }
-      if (!progress_ && done < fibers_.size()) fail("all threads wait: " + waiting());
+      if (!progress_ && everyone && done < fibers_.size()) fail("all threads wait: " + waiting());
+      everyone = !progress_;
     }
     if (failure_.empty() && !copies_.empty()) fail("TMA copies are left at the end");
     return failure_;

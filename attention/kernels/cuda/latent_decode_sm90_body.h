@@ -542,7 +542,7 @@ class LatentDecodeBlock {
           for (int j = 0; j < 4; ++j) own[4 * i + j] += other[j];
         }
       }
-      if (half == 0) m_.sync_group(kBothGroups, kConsumers);
+      // The area is free again: who writes there next has read it, at the same places.
     }
     m_.fence_async_proxy();  // TMA writes the next queries there
   }
