@@ -8,7 +8,7 @@
  *   score[h, s] = scale * key_scale[s, h / (H/K)] * dot(q[h], key[s, h / (H/K)])
  *   score       = softcap * tanh(score / softcap)                                    where softcap > 0
  *   out[h]      = sum over visible s of softmax(score[h])[s] * value[s]
- *   out[h]      = value_map[h] out[h] + value_bias[h]                                where value_map is given
+ *   out[h]      = value_map[h] out[h] + value_bias[h]                                where v_head_dim > 0
  *
  * The query stands at position length - 1: it sees tokens s < length, and with a window those with
  * s >= length - window. Numbers of tokens that are not seen are never used, whatever they are (NaN too).
@@ -48,7 +48,7 @@ struct CinchDecodeStep {
   int32_t qk_rope_head_dim; /* Dr; the rotary columns of a row are a multiple of 8 in 8..1024; latent only */
   int32_t rope_per_kv_head; /* 1: a row has K rotary keys of Dr each, query head h meets that of h / (H/K) */
   int32_t key_scales;       /* 1: a row ends with K key scales; rows are then padded to a multiple of 8 */
-  int32_t v_head_dim;       /* Dv, multiple of 8 in 8..512; with value_map only */
+  int32_t v_head_dim;       /* Dv, multiple of 8 in 8..512; latent only: asks for value_map */
   int32_t window;           /* tokens; 0: none */
   float scale;              /* of the scores */
   float softcap;            /* 0: none */
@@ -61,11 +61,11 @@ struct CinchDecodeStep {
   int64_t block_table_stride;
   const int32_t* lengths; /* (B) tokens in the cache, on the device; 0 gives out 0 and lse -inf */
 
-  const void* value_map; /* (H, Dv, R), or null: out stays latent */
+  const void* value_map; /* (H, Dv, R) where v_head_dim > 0; else out stays latent */
   int64_t value_map_head_stride, value_map_row_stride;
   const void* value_bias; /* (H, Dv) contiguous, or null; added where length > 0 */
 
-  void* out; /* (B, H, D), (B, H, R), or with value_map (B, H, Dv) */
+  void* out; /* (B, H, D), (B, H, R), or where v_head_dim > 0 (B, H, Dv) */
   int64_t out_batch_stride, out_head_stride;
   float* lse; /* (B, H) contiguous, natural logarithm of the sum of exponentials of the scores, or null */
 
