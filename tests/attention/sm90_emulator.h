@@ -12,49 +12,15 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <map>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "attention/kernels/cuda/sm90_layout.h"
+#include "attention/kernels/decode/half_types.h"
 
 namespace cinch::sm90 {
-
-inline float number(Bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-inline float number(Half x) {
-  const int exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
-  float value = exponent == 31  ? (mantissa != 0 ? NAN : INFINITY)
-                : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                : std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
-  return (x.bits & 0x8000) != 0 ? -value : value;
-}
-/// Nearest, ties to even.
-inline void round_to(float value, Bfloat16& x) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  x.bits = std::isnan(value) ? 0x7fff : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-inline void round_to(float value, Half& x) {
-  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
-  const float size = std::fabs(value);
-  if (std::isnan(value)) {
-    x.bits = 0x7fff;
-  } else if (size >= 65520) {
-    x.bits = sign | 0x7c00;
-  } else {
-    int exponent = size == 0 ? -14 : std::max(-14, std::ilogb(size));
-    const float unit = std::nearbyint(std::ldexp(size, 10 - exponent));  // in units of the last place; to even
-    x.bits = sign | static_cast<uint16_t>(unit < 1024 ? unit : ((exponent + 15) << 10) + (unit - 1024));
-  }
-}
 
 class EmulatedBlock;
 
@@ -75,9 +41,7 @@ class Emulator {
   int thread() const { return thread_; }
   int warpgroup() const { return thread_ / 128; }
   int block_x() const;
-  int blocks_x() const;
   int block_y() const;
-  static float infinity() { return std::numeric_limits<float>::infinity(); }
   uint32_t shared_base() const;
   template <int kCount>
   void give_registers() {}
@@ -121,9 +85,8 @@ class Emulator {
     std::memcpy(v, &chunk, 16);
   }
   template <class T>
-  static void store_pair(T* to, float a, float b) {
-    round_to(a, to[0]);
-    round_to(b, to[1]);
+  static void store_pair(uint16_t* to, float a, float b) {
+    to[0] = T::from_float(a), to[1] = T::from_float(b);
   }
   static void store_pair(float* to, float a, float b) { to[0] = a, to[1] = b; }
 
@@ -136,10 +99,7 @@ class Emulator {
   static float exp2(float x) { return std::exp2(x); }
   template <class T>
   static uint32_t pack(float low, float high) {
-    T a, b;
-    round_to(low, a);
-    round_to(high, b);
-    return a.bits | static_cast<uint32_t>(b.bits) << 16;
+    return T::from_float(low) | static_cast<uint32_t>(T::from_float(high)) << 16;
   }
 
   template <class V, int kCount>
@@ -153,17 +113,18 @@ class Emulator {
   }
   template <class T, int kCount>
   void multiply_shared(float (&d)[kCount], uint64_t a, uint64_t b, bool add) {
-    issue(Product{true, add, std::is_same_v<T, Half>, 2 * kCount, d, {}, a, b});
+    issue(Product{true, add, T::to_float, 2 * kCount, d, {}, a, b});
   }
   template <class T, int kCount>
   void multiply_registers(float (&d)[kCount], const uint32_t* a, uint64_t b) {
-    issue(Product{false, true, std::is_same_v<T, Half>, 2 * kCount, d, {a[0], a[1], a[2], a[3]}, 0, b});
+    issue(Product{false, true, T::to_float, 2 * kCount, d, {a[0], a[1], a[2], a[3]}, 0, b});
   }
 
  private:
   friend class EmulatedBlock;
   struct Product {
-    bool a_in_shared, add, half;
+    bool a_in_shared, add;
+    float (*to_float)(uint16_t);
     int n;
     float* d;
     uint32_t registers[4];
@@ -176,7 +137,7 @@ class Emulator {
   void wait_for_products();
   void run_products();
   void multiply(const Product& product, size_t index);
-  float element(uint64_t descriptor, bool mn_major, int mn, int k, bool half);
+  float element(uint64_t descriptor, bool mn_major, int mn, int k, float (*to_float)(uint16_t));
 
   EmulatedBlock& block_;
   const int thread_;
@@ -188,7 +149,7 @@ class Emulator {
 class EmulatedBlock {
  public:
   struct Place {
-    int block_x, blocks_x, block_y;
+    int block_x, block_y;
   };
   static constexpr uint32_t kBase = 1024;  // not 0: offsets that forget the base show
 
@@ -377,7 +338,6 @@ class EmulatedBlock {
 };
 
 inline int Emulator::block_x() const { return block_.place_.block_x; }
-inline int Emulator::blocks_x() const { return block_.place_.blocks_x; }
 inline int Emulator::block_y() const { return block_.place_.block_y; }
 inline uint32_t Emulator::shared_base() const { return EmulatedBlock::kBase; }
 
@@ -455,7 +415,7 @@ inline void Emulator::run_products() {
 /// Element (mn, k) of an operand in shared memory. Linear addresses by the canonical layouts of the 128-byte swizzle,
 /// K-major ((8, m), (T, 2k)) : ((8T, SBO), (1, T)), MN-major ((T, 8, m), (8, k)) : ((1, T, LBO), (8T, SBO)) with T = 8
 /// elements; then Swizzle<3, 4, 3> on the address.
-inline float Emulator::element(uint64_t descriptor, bool mn_major, int mn, int k, bool half) {
+inline float Emulator::element(uint64_t descriptor, bool mn_major, int mn, int k, float (*to_float)(uint16_t)) {
   const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) * 16;
   const uint32_t leading = static_cast<uint32_t>(descriptor >> 16 & 0x3fff) * 16;
   const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) * 16;
@@ -472,7 +432,7 @@ inline float Emulator::element(uint64_t descriptor, bool mn_major, int mn, int k
   block_.check_async(address, "wgmma reads");
   uint16_t bits;
   std::memcpy(&bits, &block_.shared_[address], 2);
-  return half ? number(Half{bits}) : number(Bfloat16{bits});
+  return to_float(bits);
 }
 
 /// Registers of D: d[4j + 2i + e] is row 16 warp + lane / 4 + 8 i, column 8j + lane % 4 * 2 + e. Of A: register 2h + i
@@ -484,12 +444,12 @@ inline void Emulator::multiply(const Product& product, size_t index) {
     float a[16];
     for (int k = 0; k < 16; ++k) {
       if (product.a_in_shared) {
-        a[k] = element(product.a, false, row, k, product.half);
+        a[k] = element(product.a, false, row, k, product.to_float);
       } else {
         const int owner = thread_ - lane + lane / 4 * 4 + k % 8 / 2;
         const Product& other = block_.fibers_[static_cast<size_t>(owner)]->machine.products_[index];
         const uint16_t bits = static_cast<uint16_t>(other.registers[k / 8 * 2 + i] >> (16 * (k % 2)));
-        a[k] = product.half ? number(Half{bits}) : number(Bfloat16{bits});
+        a[k] = product.to_float(bits);
       }
     }
     for (int j = 0; j < product.n / 8; ++j) {
@@ -497,7 +457,7 @@ inline void Emulator::multiply(const Product& product, size_t index) {
         const int column = 8 * j + lane % 4 * 2 + e;
         double sum = 0;
         for (int k = 0; k < 16; ++k)
-          sum += double{a[k]} * element(product.b, !product.a_in_shared, column, k, product.half);
+          sum += double{a[k]} * element(product.b, !product.a_in_shared, column, k, product.to_float);
         float& d = product.d[4 * j + 2 * i + e];
         d = static_cast<float>(sum + (product.add ? double{d} : 0.0));
       }

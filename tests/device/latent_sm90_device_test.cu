@@ -18,10 +18,16 @@
 #include <vector>
 
 #include "attention/kernels/cuda/latent_decode_sm90.h"
+#include "attention/kernels/cuda/latent_decode_sm90_body.h"
 #include "attention/kernels/cuda/sm90_machine.h"
+#include "attention/kernels/decode/decode_launch.h"
 
 namespace cinch::sm90 {
 namespace {
+
+using decode::Bf16;
+using decode::DecodeJob;
+using decode::Fp16;
 
 volatile uint32_t* watchdog = nullptr;  // what a stuck kernel says
 
@@ -59,33 +65,6 @@ class Device {
   V* data_ = nullptr;
   size_t count_;
 };
-
-float number(Bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-float number(Half x) {
-  const int exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
-  const float value = exponent == 31  ? (mantissa != 0 ? NAN : INFINITY)
-                      : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                      : std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
-  return (x.bits & 0x8000) != 0 ? -value : value;
-}
-Bfloat16 rounded(float value, Bfloat16) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return {std::isnan(value) ? uint16_t{0x7fff} : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-Half rounded(float value, Half) {  // normal numbers below 65504, zero and NaN
-  if (std::isnan(value)) return {0x7fff};
-  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
-  const float size = std::fabs(value);
-  const int exponent = size == 0 ? -14 : std::max(-14, std::ilogb(size));
-  const int unit = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
-  return {static_cast<uint16_t>(sign | (unit < 1024 ? unit : ((exponent + 15) << 10) + (unit - 1024)))};
-}
 
 int failures = 0;
 
@@ -175,16 +154,16 @@ void check_box(int width, int rows, int column, int row, int block) {
 }
 
 /// Stores (rows, 64 * blocks) bf16 as the kernel's tiles lie.
-__device__ void fill_tile(uint32_t tile, int rows, int columns, const Bfloat16* from) {
+__device__ void fill_tile(uint32_t tile, int rows, int columns, const uint16_t* from) {
   for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) {
     const uint32_t address = tile + tile_offset(rows, i / columns, i % columns);
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(from[i].bits) : "memory");
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(from[i]) : "memory");
   }
 }
 
 /// d (64, n) = a (64, 64 * blocks) b (n, 64 * blocks)^T over `steps` steps of 16.
 template <int kN>
-__global__ void shared_product_kernel(const Bfloat16* a, const Bfloat16* b, int columns, int steps, float* d) {
+__global__ void shared_product_kernel(const uint16_t* a, const uint16_t* b, int columns, int steps, float* d) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   Gpu gpu;
   const uint32_t at = gpu.shared_base(), bt = at + 64 * columns * 2;
@@ -195,7 +174,7 @@ __global__ void shared_product_kernel(const Bfloat16* a, const Bfloat16* b, int 
   float acc[kN / 2];
   gpu.wgmma_fence(acc);
   for (int k = 0; k < steps; ++k) {
-    gpu.template multiply_shared<Bfloat16>(acc, row_operand(at, 64, k), row_operand(bt, kN, k), k > 0);
+    gpu.template multiply_shared<Bf16>(acc, row_operand(at, 64, k), row_operand(bt, kN, k), k > 0);
   }
   gpu.wgmma_commit();
   gpu.wgmma_wait(acc);
@@ -206,7 +185,7 @@ __global__ void shared_product_kernel(const Bfloat16* a, const Bfloat16* b, int 
 
 /// d (64, kN) = a (64, rows) b (rows, columns) from column `first` on; a from registers.
 template <int kN, int kRows>
-__global__ void register_product_kernel(const Bfloat16* a, const Bfloat16* b, int columns, int first, float* d) {
+__global__ void register_product_kernel(const uint16_t* a, const uint16_t* b, int columns, int first, float* d) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   Gpu gpu;
   const uint32_t bt = gpu.shared_base();
@@ -216,8 +195,8 @@ __global__ void register_product_kernel(const Bfloat16* a, const Bfloat16* b, in
   uint32_t fragment[kRows / 4];
 #pragma unroll
   for (int i = 0; i < kRows / 4; ++i) {
-    const Bfloat16* row = a + fragment_row(threadIdx.x, 2 * i) * kRows + fragment_column(threadIdx.x, 2 * i);
-    fragment[i] = row[0].bits | static_cast<uint32_t>(row[1].bits) << 16;
+    const uint16_t* row = a + fragment_row(threadIdx.x, 2 * i) * kRows + fragment_column(threadIdx.x, 2 * i);
+    fragment[i] = row[0] | static_cast<uint32_t>(row[1]) << 16;
   }
   float acc[kN / 2];
 #pragma unroll
@@ -226,7 +205,7 @@ __global__ void register_product_kernel(const Bfloat16* a, const Bfloat16* b, in
   gpu.wgmma_fence(acc);
 #pragma unroll
   for (int k = 0; k < kRows / 16; ++k) {
-    gpu.template multiply_registers<Bfloat16>(acc, &fragment[4 * k], column_operand(bt, kRows, first, k));
+    gpu.template multiply_registers<Bf16>(acc, &fragment[4 * k], column_operand(bt, kRows, first, k));
   }
   gpu.wgmma_commit();
   gpu.wgmma_wait(acc);
@@ -235,16 +214,16 @@ __global__ void register_product_kernel(const Bfloat16* a, const Bfloat16* b, in
 #endif
 }
 
-std::vector<Bfloat16> bf16(const std::vector<int>& v) {
-  std::vector<Bfloat16> out(v.size());
-  for (size_t i = 0; i < v.size(); ++i) out[i] = rounded(static_cast<float>(v[i]), Bfloat16{});
+std::vector<uint16_t> bf16(const std::vector<int>& v) {
+  std::vector<uint16_t> out(v.size());
+  for (size_t i = 0; i < v.size(); ++i) out[i] = Bf16::from_float(static_cast<float>(v[i]));
   return out;
 }
 
 /// Products whose every element shows where it came from: a picks one k per row, b holds first its row, then its
 /// column.
 void check_product(const std::string& name, int n, int depth, bool b_by_row,
-                   const std::function<void(const Device<Bfloat16>&, const Device<Bfloat16>&, Device<float>&)>& run,
+                   const std::function<void(const Device<uint16_t>&, const Device<uint16_t>&, Device<float>&)>& run,
                    int columns, int first) {
   std::string text = name;
   int wrong = 0;
@@ -258,7 +237,7 @@ void check_product(const std::string& name, int n, int depth, bool b_by_row,
         // Columns beyond 256 are not exact in bf16: their number within 256, and 256 for the rest of the pattern.
         for (int c = 0; c < b_columns; ++c) b[static_cast<size_t>(r * b_columns + c)] = pass == 0 ? r : c % 256;
       }
-      const Device<Bfloat16> da(bf16(a)), db(bf16(b));
+      const Device<uint16_t> da(bf16(a)), db(bf16(b));
       Device<float> dd(static_cast<size_t>(64 * n));
       run(da, db, dd);
       check(cudaDeviceSynchronize(), name.c_str());
@@ -287,7 +266,7 @@ void check_shared_product(int columns) {
   check_product(
       "wgmma n" + std::to_string(kN) + ", both K-major from shared memory, K " + std::to_string(columns), kN, columns,
       true,
-      [&](const Device<Bfloat16>& a, const Device<Bfloat16>& b, Device<float>& d) {
+      [&](const Device<uint16_t>& a, const Device<uint16_t>& b, Device<float>& d) {
         kernel<<<1, 128, (64 + kN) * columns * 2>>>(a.get(), b.get(), columns, columns / 16, d.get());
       },
       columns, 0);
@@ -301,7 +280,7 @@ void check_register_product(int columns, int first) {
       "wgmma n" + std::to_string(kN) + ", A from registers, B MN-major, " + std::to_string(kRows) + " rows, columns " +
           std::to_string(first) + ".. of " + std::to_string(columns),
       kN, kRows, false,
-      [&](const Device<Bfloat16>& a, const Device<Bfloat16>& b, Device<float>& d) {
+      [&](const Device<uint16_t>& a, const Device<uint16_t>& b, Device<float>& d) {
         kernel<<<1, 128, kRows * columns * 2>>>(a.get(), b.get(), columns, first, d.get());
       },
       columns, first);
@@ -326,62 +305,47 @@ void check_assumptions() {
 
 // ---- the kernel
 
-/// What cinch_decode_run's combine does, in its simplest form.
-template <class T>
-__global__ void combine_kernel(const CinchDecodeStep step, int parts, const PartialResults partial) {
-  const int sequence = blockIdx.y, head = blockIdx.x, rank = step.kv_lora_rank;
-  const decode::SplitPlan plan = decode::SplitPlan::at(const_cast<int32_t*>(step.plan), parts, step.batch);
-  const decode::PlanShare share = plan.shares[sequence];
-  if (share.count == 1) return;
-  T* out = static_cast<T*>(step.out) + sequence * step.out_batch_stride + head * step.out_head_stride;
-  const auto place = [&](int i) { return static_cast<int64_t>(decode::partial_place(share, i)) * step.n_heads + head; };
-  float highest = -INFINITY, sum = 0;
-  for (int i = 0; i < share.count; ++i) highest = fmaxf(highest, partial.lse[place(i)]);
-  for (int i = 0; i < share.count; ++i) sum += expf(partial.lse[place(i)] - highest);
-  for (int c = threadIdx.x * 2; c < rank; c += blockDim.x * 2) {
-    float2 value = make_float2(0, 0);
-    for (int i = 0; i < share.count; ++i) {
-      const float weight = expf(partial.lse[place(i)] - highest) / sum;
-      const float2 part = *reinterpret_cast<const float2*>(partial.out + place(i) * rank + c);
-      value.x += weight * part.x;
-      value.y += weight * part.y;
-    }
-#if __CUDA_ARCH__ >= 900
-    *reinterpret_cast<uint32_t*>(out + c) = wgmma_pack(T{}, value.x, value.y);
-#endif
-  }
-  if (threadIdx.x == 0 && step.lse != nullptr) {
-    step.lse[static_cast<int64_t>(sequence) * step.n_heads + head] = share.count == 0 ? -INFINITY : highest + logf(sum);
-  }
-}
-
-std::vector<int32_t> make_plan(const std::vector<int32_t>& lengths, int window, int parts) {
-  const int batch = static_cast<int>(lengths.size());
-  std::vector<int32_t> memory(decode::SplitPlan::bytes(parts, batch) / 4 + 1);
-  const decode::SplitPlan plan = decode::SplitPlan::at(memory.data(), parts, batch);
-  plan.costs[0] = 0;
-  for (int b = 0; b < batch; ++b) {
-    plan.costs[b + 1] = plan.costs[b] + decode::sequence_cost(lengths[static_cast<size_t>(b)], window);
-  }
-  for (int p = 0; p <= parts; ++p) plan.points[p] = plan_point(plan, lengths.data(), window, p);
-  for (int b = 0; b < batch; ++b) plan.shares[b] = plan_share(plan, lengths.data(), window, b);
-  return memory;
-}
-
 int multiprocessors = 0;
 size_t l2_bytes = 0;
 
-template <class T>
-void run_step(const CinchDecodeStep& step, int parts, const PartialResults& partial, cudaStream_t stream,
-              bool with_combine = true) {
-  std::string why;
-  if (latent_decode_launch(step, parts, partial, stream, why) != cudaSuccess) {
-    std::printf("FAILED launch: %s\n", why.c_str());
-    std::exit(2);
+/// A job for a step whose sizes are known; owns plan and scratch.
+class Job {
+ public:
+  Job(const CinchDecodeStep& step, const int32_t* lengths, int parts) {
+    char error[256];
+    const decode::Multiprocessor processor{
+        parts > 0 ? parts * divided_up(step.n_heads, decode::kSm90Heads) : multiprocessors, 233472, kSharedLimit};
+    const char* missing = decode::sm90_missing(step, 9, 0);
+    if (missing != nullptr || !decode::choose_sm90_tiling(step, processor, job.tiling, error, sizeof error)) {
+      std::printf("FAILED refused: %s\n", missing != nullptr ? missing : error);
+      std::exit(2);
+    }
+    job.step = step;
+    job.scratch = decode::scratch_layout(step, job.tiling.parts, job.tiling.value_columns);
+    const size_t plan_words = decode::SplitPlan::bytes(job.tiling.parts, step.batch) / 4;
+    check(cudaMalloc(&job.step.scratch, job.scratch.bytes), "scratch");
+    check(cudaMemset(job.step.scratch, 0xff, job.scratch.bytes), "scratch");
+    check(cudaMalloc(&plan_, plan_words * 4), "plan");
+    job.step.plan = plan_;
+    check(static_cast<cudaError_t>(
+              decode::launch_plan(plan_, job.tiling.parts, lengths, step.batch, step.window, nullptr)),
+          "plan");
+    check(cudaDeviceSynchronize(), "plan");
   }
-  if (!with_combine) return;
-  combine_kernel<T><<<dim3(step.n_heads, step.batch), 128, 0, stream>>>(step, parts, partial);
-  check(cudaGetLastError(), "combine");
+  Job(const Job&) = delete;
+  ~Job() {
+    cudaFree(job.step.scratch);
+    cudaFree(plan_);
+  }
+  DecodeJob job{};
+
+ private:
+  int32_t* plan_ = nullptr;
+};
+
+void run_job(DecodeJob job, int phases, cudaStream_t stream) {
+  job.phases = phases;
+  check(static_cast<cudaError_t>(decode::launch_latent_sm90(job, stream)), "launch");
 }
 
 struct Case {
@@ -415,9 +379,9 @@ bool run_case(const Case& c, const char* type, int repeats, bool quiet) {
   const int64_t blocks = c.paged ? int64_t{batch} * pages + 3 : batch, pitch = width + 8;
   std::mt19937 random(static_cast<unsigned>(c.rank * 131 + c.heads));
   std::normal_distribution<float> normal;
-  std::vector<T> cache(static_cast<size_t>(blocks * rows * pitch), rounded(NAN, T{}));
-  std::vector<T> q(static_cast<size_t>(int64_t{batch} * c.heads * width));
-  for (T& x : q) x = rounded(normal(random), T{});
+  std::vector<uint16_t> cache(static_cast<size_t>(blocks * rows * pitch), uint16_t{0x7fff});
+  std::vector<uint16_t> q(static_cast<size_t>(int64_t{batch} * c.heads * width));
+  for (uint16_t& x : q) x = T::from_float(normal(random));
   std::vector<int32_t> table(static_cast<size_t>(batch * pages), 2147480000), order(static_cast<size_t>(blocks));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
   std::shuffle(order.begin(), order.end(), random);
@@ -434,12 +398,12 @@ bool run_case(const Case& c, const char* type, int repeats, bool quiet) {
   for (int b = 0; b < batch; ++b) {
     const int length = c.lengths[static_cast<size_t>(b)];
     for (int t = decode::first_visible(length, c.window); t < length; ++t) {
-      for (int i = 0; i < width; ++i) cache[static_cast<size_t>(row(b, t) + i)] = rounded(normal(random), T{});
+      for (int i = 0; i < width; ++i) cache[static_cast<size_t>(row(b, t) + i)] = T::from_float(normal(random));
     }
   }
   CinchDecodeStep step{};
   step.kind = CINCH_DECODE_LATENT;
-  step.type = std::is_same<T, Half>::value ? CINCH_DECODE_FP16 : CINCH_DECODE_BF16;
+  step.type = std::is_same<T, Fp16>::value ? CINCH_DECODE_FP16 : CINCH_DECODE_BF16;
   step.batch = batch;
   step.n_heads = c.heads;
   step.n_kv_heads = 1;
@@ -448,13 +412,10 @@ bool run_case(const Case& c, const char* type, int repeats, bool quiet) {
   step.window = c.window;
   step.scale = 1.5f / std::sqrt(static_cast<float>(width));
   step.softcap = c.softcap;
-  const int parts = c.parts > 0 ? c.parts : latent_decode_parts(step, multiprocessors);
-  const Device<T> dcache(cache), dq(q);
-  const Device<int32_t> dtable(table), dlengths(c.lengths), dplan(make_plan(c.lengths, c.window, parts));
-  const std::vector<T> poison(static_cast<size_t>(int64_t{batch} * c.heads * c.rank), rounded(NAN, T{}));
+  const Device<uint16_t> dcache(cache), dq(q);
+  const Device<int32_t> dtable(table), dlengths(c.lengths);
+  const std::vector<uint16_t> poison(static_cast<size_t>(int64_t{batch} * c.heads * c.rank), uint16_t{0x7fff});
   const Device<float> lse(static_cast<size_t>(batch * c.heads));
-  const Device<float> partial_out(std::vector<float>(static_cast<size_t>(int64_t{2} * parts * c.heads * c.rank), NAN));
-  const Device<float> partial_lse(std::vector<float>(static_cast<size_t>(2 * parts * c.heads), NAN));
   step.q = dq.get();
   step.q_head_stride = width;
   step.q_batch_stride = int64_t{c.heads} * width;
@@ -465,27 +426,22 @@ bool run_case(const Case& c, const char* type, int repeats, bool quiet) {
   step.out_head_stride = c.rank;
   step.out_batch_stride = int64_t{c.heads} * c.rank;
   step.lse = lse.get();
-  step.plan = dplan.get();
-  std::string missing = latent_decode_missing(step, 9, 0);
-  if (!missing.empty()) {
-    report(false, "refused: " + missing + ": " + name_of(c));
-    return false;
-  }
-  std::vector<T> out;
+  Job work(step, dlengths.get(), c.parts);
+  std::vector<uint16_t> out;
   int changed = 0;
   for (int i = 0; i < repeats; ++i) {
-    const Device<T> dout(poison);
-    step.out = dout.get();
-    run_step<T>(step, parts, {partial_out.get(), partial_lse.get()}, nullptr);
+    const Device<uint16_t> dout(poison);
+    work.job.step.out = dout.get();
+    run_job(work.job, decode::kStream | decode::kCombine, nullptr);
     check(cudaDeviceSynchronize(), name_of(c).c_str());
-    const std::vector<T> again = dout.host();
-    if (i > 0 && std::memcmp(again.data(), out.data(), out.size() * sizeof(T)) != 0) ++changed;
+    const std::vector<uint16_t> again = dout.host();
+    if (i > 0 && std::memcmp(again.data(), out.data(), out.size() * 2) != 0) ++changed;
     out = again;
   }
   const std::vector<float> got_lse = lse.host();
   std::vector<float> rows_f(cache.size()), q_f(q.size());
-  for (size_t i = 0; i < cache.size(); ++i) rows_f[i] = number(cache[i]);
-  for (size_t i = 0; i < q.size(); ++i) q_f[i] = number(q[i]);
+  for (size_t i = 0; i < cache.size(); ++i) rows_f[i] = T::to_float(cache[i]);
+  for (size_t i = 0; i < q.size(); ++i) q_f[i] = T::to_float(q[i]);
 
   double difference = 0, size = 0, lse_error = 0;
   std::vector<int> bad_heads(static_cast<size_t>(c.heads)), bad_blocks(static_cast<size_t>(divided_up(c.rank, 64)));
@@ -516,7 +472,7 @@ bool run_case(const Case& c, const char* type, int repeats, bool quiet) {
       }
       for (int i = 0; i < c.rank; ++i) {
         const double w = length > 0 ? want[static_cast<size_t>(i)] / sum : 0;
-        const double g = number(out[at * static_cast<size_t>(c.rank) + static_cast<size_t>(i)]);
+        const double g = T::to_float(out[at * static_cast<size_t>(c.rank) + static_cast<size_t>(i)]);
         difference += (g - w) * (g - w);
         size += w * w;
         if (!(std::fabs(g - w) < 0.02 + 0.02 * std::fabs(w))) {
@@ -598,19 +554,19 @@ void check_grid(bool tiny) {
   for (const Case& c : cases) {
     for (const bool half : {false, true}) {
       if (failed >= 6) break;
-      const bool good = half ? run_case<Half>(c, "fp16", 3, true) : run_case<Bfloat16>(c, "bf16", 3, true);
+      const bool good = half ? run_case<Fp16>(c, "fp16", 3, true) : run_case<Bf16>(c, "bf16", 3, true);
       if (good) ++passed;
       if (good) continue;
       if (++failed > 3 || tiny) continue;
-      half ? narrow_down<Half>(c, "fp16") : narrow_down<Bfloat16>(c, "bf16");
+      half ? narrow_down<Fp16>(c, "fp16") : narrow_down<Bf16>(c, "bf16");
     }
   }
   report(failed == 0, std::to_string(passed) + " cases right, " + std::to_string(failed) + " wrong" +
                           (failed >= 6 ? " (stopped there)" : ""));
   // Many launches without a host between them: a race shows as a changed bit.
   if (!tiny) {
-    run_case<Bfloat16>({512, 64, 16, {3000, 100, 2000}}, "bf16, 50 times", 50, false);
-    run_case<Bfloat16>({128, 64, 16, {3000, 100, 2000}}, "bf16, 50 times", 50, false);
+    run_case<Bf16>({512, 64, 16, {3000, 100, 2000}}, "bf16, 50 times", 50, false);
+    run_case<Bf16>({128, 64, 16, {3000, 100, 2000}}, "bf16, 50 times", 50, false);
   }
 }
 
@@ -697,12 +653,9 @@ void bench_shape(int rank, int rope, int heads, Shape shape, const Device<uint32
   step.kv_lora_rank = rank;
   step.qk_rope_head_dim = rope;
   step.scale = 1.0f / std::sqrt(static_cast<float>(width));
-  const int parts = latent_decode_parts(step, multiprocessors);
-  const Device<int32_t> table(order), dlengths(lengths), plan(make_plan(lengths, 0, parts));
-  const Device<Bfloat16> out(static_cast<size_t>(int64_t{shape.batch} * heads * rank));
+  const Device<int32_t> table(order), dlengths(lengths);
+  const Device<uint16_t> out(static_cast<size_t>(int64_t{shape.batch} * heads * rank));
   const Device<float> lse(static_cast<size_t>(shape.batch * heads));
-  const Device<float> partial_out(static_cast<size_t>(int64_t{2} * parts * heads * rank));
-  const Device<float> partial_lse(static_cast<size_t>(2 * parts * heads));
   step.q = pool.get();
   step.q_head_stride = width;
   step.q_batch_stride = int64_t{heads} * width;
@@ -713,15 +666,16 @@ void bench_shape(int rank, int rope, int heads, Shape shape, const Device<uint32
   step.out_head_stride = rank;
   step.out_batch_stride = int64_t{heads} * rank;
   step.lse = lse.get();
-  step.plan = plan.get();
+  step.block_table = table.get();
+  const Job work(step, dlengths.get(), 0);
   double us[2];
   for (const int combine : {0, 1}) {
     us[combine] = median_us(
         [&](cudaStream_t stream) {
           for (int i = 0; i < rotations; ++i) {
-            CinchDecodeStep one = step;
-            one.block_table = table.get() + i * step_pages;
-            run_step<Bfloat16>(one, parts, {partial_out.get(), partial_lse.get()}, stream, combine == 1);
+            DecodeJob one = work.job;
+            one.step.block_table = table.get() + i * step_pages;
+            run_job(one, combine == 1 ? decode::kStream | decode::kCombine : decode::kStream, stream);
           }
         },
         rotations, bytes_cache > (int64_t{100} << 20) ? 11 : 7);
@@ -772,7 +726,7 @@ int run(int argc, char** argv) {
   uint32_t* report = nullptr;
   check(cudaHostAlloc(&report, 6 * sizeof(uint32_t), cudaHostAllocMapped), "mapped memory");
   std::memset(report, 0, 6 * sizeof(uint32_t));
-  check(latent_decode_watch(report), "watchdog");
+  check(static_cast<cudaError_t>(decode::watch_latent_sm90(report)), "watchdog");
   watchdog = report;
 #endif
   const std::string mode = argc > 1 ? argv[1] : "";

@@ -2,146 +2,159 @@
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
+#include <cuda_runtime.h>
 
-#include <string>
-
+#include "attention/kernels/cuda/latent_decode_sm90_body.h"
 #include "attention/kernels/cuda/sm90_machine.h"
+#include "attention/kernels/decode/combine.h"
 
-namespace cinch::sm90 {
+namespace cinch::decode {
 namespace {
 
+using sm90::divided_up;
+using sm90::SharedLayout;
+
 template <class T, int kColumns, bool kSplitColumns, int kTokens>
-__global__ void __launch_bounds__(kThreads, 1)
-    latent_decode(const __grid_constant__ CinchDecodeStep step, const __grid_constant__ PartialResults partial,
-                  const __grid_constant__ CUtensorMap cache, const __grid_constant__ CUtensorMap queries) {
+__global__ void __launch_bounds__(sm90::kThreads, 1)
+    latent_kernel(const __grid_constant__ DecodeJob job, const __grid_constant__ CUtensorMap cache,
+                  const __grid_constant__ CUtensorMap queries) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  Gpu gpu;
-  LatentDecodeBlock<Gpu, T, kColumns, kSplitColumns, kTokens> block(gpu, step, partial, &cache, &queries);
+  asm volatile("griddepcontrol.launch_dependents;");
+  sm90::Gpu gpu;
+  sm90::LatentDecodeBlock<sm90::Gpu, T, kColumns, kSplitColumns, kTokens> block(gpu, job, &cache, &queries);
   block.run();
-#endif  // elsewhere latent_decode_missing refuses
+#endif  // elsewhere sm90_missing refuses
+}
+
+/// Launched while latent_kernel still runs (programmatic dependent launch): takes the places that it leaves.
+template <class T>
+__global__ void combine_kernel(const __grid_constant__ DecodeJob job) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
+                           static_cast<int>(threadIdx.x));
+  combine.prefetch();
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  combine.run();
+#endif
 }
 
 /// The driver's function, without linking the driver.
 cudaError_t find_encode(PFN_cuTensorMapEncodeTiled_v12000& encode) {
-  static void* function = nullptr;
-  if (function == nullptr) {
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    const cudaError_t status =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
-    if (status != cudaSuccess) return status;
-    if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-  }
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t status =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
   encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
-  return cudaSuccess;
+  return status == cudaSuccess && found != cudaDriverEntryPointSuccess ? cudaErrorNotSupported : status;
 }
 
-/// A map of (blocks, rows, columns) whose boxes are `box_rows` rows of 64 columns, swizzled by 128 bytes; strides in
-/// elements.
+/// 16-bit numbers (blocks, rows, columns), in boxes of `box_rows` rows of 64 columns; strides in elements.
 struct MapRequest {
-  const char* name;
   const void* data;
   uint64_t columns, rows, blocks;
   int64_t row_stride, block_stride;
   uint32_t box_rows;
 };
 
-cudaError_t make_map(CUtensorMap& map, const MapRequest& request, int32_t type, std::string& why) {
-  PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
-  const cudaError_t status = find_encode(encode);
-  if (status != cudaSuccess) {
-    why = std::string("cuTensorMapEncodeTiled: ") + cudaGetErrorString(status);
-    return status;
+cudaError_t make_map(CUtensorMap& map, const MapRequest& request) {
+  static PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
+  if (encode == nullptr) {
+    const cudaError_t status = find_encode(encode);
+    if (status != cudaSuccess) return status;
   }
   const cuuint64_t size[3] = {request.columns, request.rows, request.blocks};
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(request.row_stride) * 2,
                                  static_cast<cuuint64_t>(request.block_stride) * 2};
-  const cuuint32_t box[3] = {kBlockColumns, request.box_rows, 1}, steps[3] = {1, 1, 1};
-  const CUresult result =
-      encode(&map, type == CINCH_DECODE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
-             const_cast<void*>(request.data), size, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result == CUDA_SUCCESS) return cudaSuccess;
-  why = std::string("cuTensorMapEncodeTiled refuses the ") + request.name + " (" + std::to_string(result) +
-        "): sizes " + std::to_string(size[0]) + ", " + std::to_string(size[1]) + ", " + std::to_string(size[2]) +
-        ", strides in bytes " + std::to_string(strides[0]) + ", " + std::to_string(strides[1]);
-  return cudaErrorInvalidValue;
+  const cuuint32_t box[3] = {sm90::kBlockColumns, request.box_rows, 1}, steps[3] = {1, 1, 1};
+  // The type matters for what fills the outside only, and 0 is 0 in both.
+  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(request.data), size,
+                                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-cudaError_t make_maps(const CinchDecodeStep& step, int tile_tokens, CUtensorMap& cache, CUtensorMap& queries,
-                      std::string& why) {
-  const uint64_t width = static_cast<uint64_t>(step.kv_lora_rank + step.qk_rope_head_dim);
+MapRequest cache_request(const CinchDecodeStep& step, int width, int tile_tokens) {
   const CinchDecodeCache& keys = step.keys;
-  // The size of a page pool is not known here: page indices are trusted.
-  const bool paged = step.block_table != nullptr;
-  const uint64_t rows = paged ? CINCH_DECODE_PAGE : static_cast<uint64_t>(keys.page_stride / keys.token_stride);
-  const uint64_t blocks = paged ? uint64_t{1} << 31 : static_cast<uint64_t>(step.batch);
-  const cudaError_t status = make_map(cache,
-                                      {"cache", keys.data, width, rows, blocks, keys.token_stride, keys.page_stride,
-                                       static_cast<uint32_t>(tile_tokens)},
-                                      step.type, why);
-  if (status != cudaSuccess) return status;
-  return make_map(queries,
-                  {"queries", step.q, width, static_cast<uint64_t>(step.n_heads), static_cast<uint64_t>(step.batch),
-                   step.q_head_stride, step.q_batch_stride, kOperandRows},
-                  step.type, why);
+  MapRequest request{
+      keys.data,        static_cast<uint64_t>(width),      CINCH_DECODE_PAGE, uint64_t{1} << 31, keys.token_stride,
+      keys.page_stride, static_cast<uint32_t>(tile_tokens)};
+  // Paged: how many pages there are is not known here, page indices are trusted. Dense: rows end where the next
+  // sequence begins.
+  if (step.block_table == nullptr) {
+    request.rows = keys.token_stride > 0 ? static_cast<uint64_t>(keys.page_stride / keys.token_stride) : 0;
+    request.blocks = static_cast<uint64_t>(step.batch);
+  }
+  return request;
 }
 
 template <class T, class V>
-cudaError_t launch(const CinchDecodeStep& step, int parts, const PartialResults& partial, cudaStream_t stream,
-                   std::string& why) {
+cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
+  const CinchDecodeStep& step = job.step;
+  const int width = step.kv_lora_rank + step.qk_rope_head_dim;
   CUtensorMap cache, queries;
-  cudaError_t status = make_maps(step, V::kTokens, cache, queries, why);
-  if (status != cudaSuccess) return status;
-  const auto kernel = latent_decode<T, V::kColumns, V::kSplitColumns, V::kTokens>;
-  const SharedLayout layout =
-      shared_layout(step.kv_lora_rank + step.qk_rope_head_dim, V::kColumns, V::kSplitColumns, V::kTokens);
-  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.total));
+  cudaError_t status = make_map(cache, cache_request(step, width, V::kTokens));
   if (status == cudaSuccess) {
-    const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(divided_up(step.n_heads, kOperandRows)));
-    kernel<<<grid, kThreads, layout.total, stream>>>(step, partial, cache, queries);
-    status = cudaGetLastError();
+    status = make_map(queries,
+                      {step.q, static_cast<uint64_t>(width), static_cast<uint64_t>(step.n_heads),
+                       static_cast<uint64_t>(step.batch), step.q_head_stride, step.q_batch_stride, sm90::kOperandRows});
   }
-  if (status != cudaSuccess) why = std::string("latent decode (sm_90): ") + cudaGetErrorString(status);
+  if (status != cudaSuccess) return status;
+  const auto kernel = &latent_kernel<T, V::kColumns, V::kSplitColumns, V::kTokens>;
+  const SharedLayout layout = sm90::shared_layout(width, V::kColumns, V::kSplitColumns, V::kTokens);
+  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.total));
+  if (status != cudaSuccess) return status;
+  const dim3 grid(static_cast<unsigned>(job.tiling.parts),
+                  static_cast<unsigned>(divided_up(step.n_heads, sm90::kOperandRows)));
+  kernel<<<grid, sm90::kThreads, layout.total, stream>>>(job, cache, queries);
+  return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t launch_combine(const DecodeJob& job, cudaStream_t stream) {
+  const Tiling& t = job.tiling;
+  const bool mapped = job.step.v_head_dim > 0;
+  const auto kernel = &combine_kernel<T>;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = (job.phases & kStream) != 0 ? 1 : 0;
+  cudaLaunchConfig_t config{};
+  const int warps = t.warps * t.row_groups, columns = divided_up(t.value_columns, 128);
+  const int64_t merging = (int64_t{job.step.batch} * job.step.n_heads * columns + warps - 1) / warps;
+  const int64_t most = int64_t{8} * t.parts;
+  config.gridDim = dim3(static_cast<unsigned>(mapped ? t.parts : merging < most ? merging : most));
+  config.blockDim = dim3(static_cast<unsigned>(32 * warps));
+  config.dynamicSmemBytes = mapped ? static_cast<size_t>(t.shared_bytes) : 0;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
+  return status == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, job) : status;
+}
+
+template <class T>
+cudaError_t launch(const DecodeJob& job, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  if ((job.phases & kStream) != 0) {
+    const int rank = job.step.kv_lora_rank;
+    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim,
+                                [&](auto variant) { return launch_stream<T, decltype(variant)>(job, stream); });
+  }
+  if (status == cudaSuccess && (job.phases & kCombine) != 0) status = launch_combine<T>(job, stream);
   return status;
 }
 
 }  // namespace
 
-std::string latent_decode_missing(const CinchDecodeStep& step, int compute_major, int compute_minor) {
-  const int rank = step.kv_lora_rank, rope = step.qk_rope_head_dim;
-  if (compute_major != 9 || compute_minor != 0) return "needs sm_90a";
-  if (step.kind != CINCH_DECODE_LATENT) return "latent attention only";
-  if (rank < 16 || rank > 512 || rank % 8 != 0) return "latent rank must be a multiple of 8 in 16..512";
-  if (rope < 8 || rope > 128 || rope % 8 != 0) return "rotary width must be a multiple of 8 in 8..128";
-  if (step.n_heads < 1 || step.n_heads > 128) return "1 to 128 heads";
-  if (step.rope_per_kv_head != 0) return "one rotary key for all heads only";
-  if (step.key_scales != 0) return "no key scales";
-  if (step.block_table == nullptr && step.keys.page_stride < step.keys.token_stride) {
-    return "sequences of a dense cache must be apart";
-  }
-  if (step.q_head_stride % 8 != 0 || step.q_batch_stride % 8 != 0) return "query strides must be multiples of 8";
-  return "";
+int launch_latent_sm90(const DecodeJob& job, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, on) : launch<Fp16>(job, on);
 }
 
 #ifdef CINCH_WATCHDOG
-cudaError_t latent_decode_watch(uint32_t* report) {
+int watch_latent_sm90(uint32_t* report) {
   volatile uint32_t* const address = report;
-  return cudaMemcpyToSymbol(watchdog_report, &address, sizeof address);
+  return cudaMemcpyToSymbol(sm90::watchdog_report, &address, sizeof address);
 }
 #endif
 
-int latent_decode_parts(const CinchDecodeStep& step, int multiprocessors) {
-  const int parts = multiprocessors / divided_up(step.n_heads, kOperandRows);
-  return parts > 1 ? parts : 1;
-}
-
-cudaError_t latent_decode_launch(const CinchDecodeStep& step, int parts, const PartialResults& partial,
-                                 cudaStream_t stream, std::string& why) {
-  return with_variant(step.kv_lora_rank, step.kv_lora_rank + step.qk_rope_head_dim, [&](auto variant) {
-    using V = decltype(variant);
-    return step.type == CINCH_DECODE_BF16 ? launch<Bfloat16, V>(step, parts, partial, stream, why)
-                                          : launch<Half, V>(step, parts, partial, stream, why);
-  });
-}
-
-}  // namespace cinch::sm90
+}  // namespace cinch::decode

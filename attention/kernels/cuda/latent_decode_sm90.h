@@ -1,31 +1,46 @@
-// Latent decode with TMA and wgmma on devices of compute capability 9.0: what it covers, and its launch.
+// Latent decode with TMA and wgmma on devices of compute capability 9.0: what it covers, and its launch. Takes the plan
+// and the scratch of the other decode kernels (decode_abi.h) and ends with their combine.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <cstdint>
 
-#include <string>
+#include "attention/kernels/decode/tiling.h"
 
-#include "attention/kernels/cuda/latent_decode_sm90_body.h"
-#include "attention/kernels/decode/decode_abi.h"
+namespace cinch::decode {
 
-namespace cinch::sm90 {
+constexpr int kSm90Heads = 64;  // of one thread block
 
-/// Empty when this kernel covers the step's shape, else what it misses, in words. Reads no pointer; null pointers count
-/// as not yet known, but for value_map and block_table, which say "without".
-std::string latent_decode_missing(const CinchDecodeStep& step, int compute_major, int compute_minor);
+/// Null when this kernel covers the step's shape on such a device, else what it misses, in words.
+inline const char* sm90_missing(const CinchDecodeStep& step, int compute_major, int compute_minor) {
+  const int rank = step.kv_lora_rank, rope = step.qk_rope_head_dim;
+  if (compute_major != 9 || compute_minor != 0) return "needs sm_90a";
+  if (step.kind != CINCH_DECODE_LATENT) return "latent attention only";
+  if (rank < 16 || rank > 512 || rank % 8 != 0) return "kv_lora_rank must be a multiple of 8 in 16..512";
+  if (rope < 8 || rope > 128 || rope % 8 != 0) return "qk_rope_head_dim must be a multiple of 8 in 8..128";
+  if (step.rope_per_kv_head != 0 && step.n_kv_heads > 1) return "one rotary key for all heads only";
+  if (step.key_scales != 0) return "no key scales";
+  return nullptr;
+}
 
-/// Parts of the split plan that fill `multiprocessors`.
-int latent_decode_parts(const CinchDecodeStep& step, int multiprocessors);
+/// As choose_tiling, with the parts of this kernel's grid: one thread block per multiprocessor.
+inline bool choose_sm90_tiling(const CinchDecodeStep& step, const Multiprocessor& processor, Tiling& tiling,
+                               char* error, uint64_t error_size) {
+  TilingWish wish;
+  const int head_blocks = (step.n_heads + kSm90Heads - 1) / kSm90Heads;
+  wish.parts = processor.count > head_blocks ? processor.count / head_blocks : 1;
+  if (!choose_tiling(step, processor, wish, tiling, error, error_size)) return false;
+  tiling.resident = 1;
+  return true;
+}
 
-/// Launches every part of the plan on `stream`. Sequences of one part go to step.out and step.lse, where there is no
-/// value_map; all others to `partial`, for the combine. step must be covered. Throws nothing; on failure `why` says
-/// what was refused and by whom.
-cudaError_t latent_decode_launch(const CinchDecodeStep& step, int parts, const PartialResults& partial,
-                                 cudaStream_t stream, std::string& why);
+/// The step's phases (job.phases) on `stream`, a cudaStream_t; job.tiling from choose_sm90_tiling. Returns a
+/// cudaError_t, 0: done. cudaErrorInvalidValue where a tensor map is refused: strides of q and of the cache must be
+/// multiples of 8, sequences of a dense cache at least a token apart.
+int launch_latent_sm90(const DecodeJob& job, void* stream);
 
 #ifdef CINCH_WATCHDOG
 /// Where a wait that never ends is reported: {1, block x, block y, thread, barrier's offset, parity}, in mapped memory.
-cudaError_t latent_decode_watch(uint32_t* report);
+int watch_latent_sm90(uint32_t* report);
 #endif
 
-}  // namespace cinch::sm90
+}  // namespace cinch::decode

@@ -17,17 +17,10 @@
 #include <cstdint>
 
 #include "attention/kernels/cuda/sm90_layout.h"
-#include "attention/kernels/decode/decode_abi.h"
-#include "attention/kernels/decode/device.h"
+#include "attention/kernels/decode/results.h"
 #include "attention/kernels/decode/split_plan.h"
 
 namespace cinch::sm90 {
-
-/// Results of the parts of sequences that are cut, for the combine.
-struct PartialResults {
-  float* out;  // (2 * parts, H, R), normalised
-  float* lse;  // (2 * parts, H), natural logarithm
-};
 
 constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kThreads = kConsumers + kWarpgroup;
@@ -85,27 +78,28 @@ auto with_variant(int rank, int width, F&& f) {
   return f(Variant<256, true, 32>{});
 }
 
+/// T: decode::Bf16 or decode::Fp16.
 template <class Machine, class T, int kColumns, bool kSplitColumns, int kTokens>
 class LatentDecodeBlock {
  public:
   using TensorMap = typename Machine::TensorMap;
 
   /// cache, queries: maps of boxes of 64 columns by kTokens and 64 rows (latent_decode_sm90.cu).
-  CINCH_HOST_DEVICE LatentDecodeBlock(Machine& machine, const CinchDecodeStep& step, const PartialResults& partial,
-                                      const TensorMap* cache, const TensorMap* queries)
+  CINCH_DEVICE LatentDecodeBlock(Machine& machine, const decode::DecodeJob& job, const TensorMap* cache,
+                                 const TensorMap* queries)
       : m_(machine),
-        step_(step),
-        partial_(partial),
+        job_(job),
+        step_(job.step),
         cache_(cache),
         queries_(queries),
-        width_(step.kv_lora_rank + step.qk_rope_head_dim),
+        width_(step_.kv_lora_rank + step_.qk_rope_head_dim),
         layout_(shared_layout(width_, kColumns, kSplitColumns, kTokens)),
         base_(machine.shared_base()),
         thread_(machine.thread() % kWarpgroup),
         group_(machine.warpgroup()),
         first_head_(machine.block_y() * kOperandRows) {}
 
-  CINCH_HOST_DEVICE void run() {
+  CINCH_DEVICE void run() {
     initialise_barriers();
     if (group_ == 2) {
       m_.template give_registers<kProducerRegisters>();
@@ -141,7 +135,7 @@ class LatentDecodeBlock {
     uint32_t parity = 0;
   };
 
-  CINCH_HOST_DEVICE Place after(Place place, int steps) const {
+  CINCH_DEVICE Place after(Place place, int steps) const {
     place.stage += steps;
     while (place.stage >= layout_.stages) {
       place.stage -= layout_.stages;
@@ -150,19 +144,17 @@ class LatentDecodeBlock {
     return place;
   }
 
-  CINCH_HOST_DEVICE uint32_t full(int stage) const {
-    return base_ + layout_.barriers + static_cast<uint32_t>(stage) * 8;
-  }
-  CINCH_HOST_DEVICE uint32_t empty(int stage) const { return full(kMostStages + stage); }
-  CINCH_HOST_DEVICE uint32_t queries_full() const { return full(2 * kMostStages); }
-  CINCH_HOST_DEVICE uint32_t queries_empty() const { return full(2 * kMostStages + 1); }
-  CINCH_HOST_DEVICE uint32_t handed_over() const { return full(2 * kMostStages + 2); }
-  CINCH_HOST_DEVICE uint32_t taken() const { return full(2 * kMostStages + 3); }
-  CINCH_HOST_DEVICE uint32_t tile(int stage) const { return base_ + static_cast<uint32_t>(stage) * layout_.stage; }
-  CINCH_HOST_DEVICE uint32_t q() const { return base_ + layout_.q; }
-  CINCH_HOST_DEVICE bool leads_warp() const { return thread_ % 32 == 0; }
+  CINCH_DEVICE uint32_t full(int stage) const { return base_ + layout_.barriers + static_cast<uint32_t>(stage) * 8; }
+  CINCH_DEVICE uint32_t empty(int stage) const { return full(kMostStages + stage); }
+  CINCH_DEVICE uint32_t queries_full() const { return full(2 * kMostStages); }
+  CINCH_DEVICE uint32_t queries_empty() const { return full(2 * kMostStages + 1); }
+  CINCH_DEVICE uint32_t handed_over() const { return full(2 * kMostStages + 2); }
+  CINCH_DEVICE uint32_t taken() const { return full(2 * kMostStages + 3); }
+  CINCH_DEVICE uint32_t tile(int stage) const { return base_ + static_cast<uint32_t>(stage) * layout_.stage; }
+  CINCH_DEVICE uint32_t q() const { return base_ + layout_.q; }
+  CINCH_DEVICE bool leads_warp() const { return thread_ % 32 == 0; }
 
-  CINCH_HOST_DEVICE void initialise_barriers() {
+  CINCH_DEVICE void initialise_barriers() {
     if (m_.thread() == 0) {
       for (int i = 0; i < layout_.stages; ++i) {
         m_.barrier_init(full(i), 1);
@@ -179,23 +171,23 @@ class LatentDecodeBlock {
 
   // ---- what this block has to do
 
-  /// Tiles [first_tile, end_tile) of a sequence, each with at least one visible token. place < 0: the result goes to
-  /// step.out, else to that place of the partial results.
+  /// Tiles [first_tile, end_tile) of a sequence, each with at least one visible token. place < 0: this is the whole
+  /// result, else that place of the partial ones.
   struct Item {
     int sequence, first_tile, end_tile, first_token, end_token, place;
   };
 
   class Items {
    public:
-    CINCH_HOST_DEVICE Items(const CinchDecodeStep& step, int part, int parts)
-        : step_(step),
-          plan_(decode::SplitPlan::at(const_cast<int32_t*>(step.plan), parts, step.batch)),
+    CINCH_DEVICE Items(const decode::DecodeJob& job, int part)
+        : step_(job.step),
+          plan_(decode::SplitPlan::at(const_cast<int32_t*>(step_.plan), job.tiling.parts, step_.batch)),
           part_(part),
           begin_(plan_.points[part]),
           end_(plan_.points[part + 1]),
           sequence_(begin_.sequence) {}
 
-    CINCH_HOST_DEVICE bool next(Item& item) {
+    CINCH_DEVICE bool next(Item& item) {
       for (; sequence_ < step_.batch && sequence_ <= end_.sequence; ++sequence_) {
         const int length = step_.lengths[sequence_];
         if (length <= 0) continue;
@@ -204,14 +196,13 @@ class LatentDecodeBlock {
         const int end = sequence_ == end_.sequence ? end_.block : decode::end_block(length);
         if (first >= end) continue;
         const decode::PlanShare share = plan_.shares[sequence_];
-        const bool whole = share.count == 1 && step_.value_map == nullptr;
         const int first_tile = visible / kTokens, end_tile = divided_up(length, kTokens);
         item = {sequence_++,
                 first * kTilesPerPage > first_tile ? first * kTilesPerPage : first_tile,
                 end * kTilesPerPage < end_tile ? end * kTilesPerPage : end_tile,
                 visible,
                 length,
-                whole ? -1 : decode::partial_place(share, part_ - share.first)};
+                share.count == 1 ? -1 : decode::partial_place(share, part_ - share.first)};
         return true;
       }
       return false;
@@ -225,16 +216,16 @@ class LatentDecodeBlock {
     int sequence_;
   };
 
-  CINCH_HOST_DEVICE Items items() const { return Items(step_, m_.block_x(), m_.blocks_x()); }
+  CINCH_DEVICE Items items() const { return Items(job_, m_.block_x()); }
 
   // ---- producer warps
 
-  CINCH_HOST_DEVICE void load_tiles() {
+  CINCH_DEVICE void load_tiles() {
     Items work = items();
     for (Item item; work.next(item);) load_tiles(item);
   }
 
-  CINCH_HOST_DEVICE void load_tiles(const Item& item) {
+  CINCH_DEVICE void load_tiles(const Item& item) {
     const uint32_t bytes = static_cast<uint32_t>(layout_.loaded) * layout_.block;
     const int32_t* table =
         step_.block_table == nullptr ? nullptr : step_.block_table + item.sequence * step_.block_table_stride;
@@ -264,7 +255,7 @@ class LatentDecodeBlock {
   }
 
   /// A warp of its own: the next sequence's queries wait for the last one's scores, its tiles do not.
-  CINCH_HOST_DEVICE void load_queries() {
+  CINCH_DEVICE void load_queries() {
     constexpr uint32_t kBlock = kOperandRows * kRowBytes;
     Items work = items();
     for (Item item; work.next(item); queries_parity_ ^= 1) {
@@ -282,28 +273,28 @@ class LatentDecodeBlock {
 
   // ---- consumer warpgroups
 
-  CINCH_HOST_DEVICE void begin() {
+  CINCH_DEVICE void begin() {
     CINCH_UNROLL
     for (int i = 0; i < kAccumulators; ++i) o_[i] = 0;
     CINCH_UNROLL
     for (int r = 0; r < 2; ++r) {
-      max_[r] = -m_.infinity();
+      max_[r] = decode::minus_infinity();
       sum_[r] = 0;
     }
   }
 
-  CINCH_HOST_DEVICE void await_queries() {
+  CINCH_DEVICE void await_queries() {
     m_.barrier_wait(queries_full(), queries_parity_);
     queries_parity_ ^= 1;
   }
-  CINCH_HOST_DEVICE void release_queries() {
+  CINCH_DEVICE void release_queries() {
     m_.sync_warp();
     if (leads_warp()) m_.barrier_arrive(queries_empty());
   }
 
   /// kSplitColumns: every tile, columns from kGroup * kColumns on.
   template <int kGroup>
-  CINCH_HOST_DEVICE void compute_columns() {
+  CINCH_DEVICE void compute_columns() {
     Items work = items();
     for (Item item; work.next(item);) {
       begin();
@@ -325,7 +316,7 @@ class LatentDecodeBlock {
   }
 
   /// Not kSplitColumns: every other tile.
-  CINCH_HOST_DEVICE void compute_tiles() {
+  CINCH_DEVICE void compute_tiles() {
     Items work = items();
     for (Item item; work.next(item);) {
       begin();
@@ -344,7 +335,7 @@ class LatentDecodeBlock {
     }
   }
 
-  CINCH_HOST_DEVICE Place before(Place place, int steps) const {
+  CINCH_DEVICE Place before(Place place, int steps) const {
     if (steps > place.stage) {
       place.stage += layout_.stages;
       place.parity ^= 1;
@@ -354,13 +345,13 @@ class LatentDecodeBlock {
   }
 
   /// Scores of the tile at place_, then probabilities_ of it relative to the new maximum, and rescale_.
-  CINCH_HOST_DEVICE void score_tile(const Item& item, int t) {
+  CINCH_DEVICE void score_tile(const Item& item, int t) {
     const int first = item.first_token - t * kTokens, end = item.end_token - t * kTokens;  // visible rows
     if (first > 0 || end < kTokens) clear_rows(first, end);
     float scores[kScores];
     const int steps = divided_up(width_, kStep);
     m_.wgmma_fence(scores);
-    CINCH_UNROLL_4
+    CINCH_UNROLL_BY_4
     for (int k = 0; k < steps; ++k) {
       m_.template multiply_shared<T>(scores, row_operand(q(), kOperandRows, k),
                                      row_operand(tile(place_.stage), kTokens, k), k > 0);
@@ -371,7 +362,7 @@ class LatentDecodeBlock {
   }
 
   /// Rows that are not visible may hold anything; a probability of 0 would not silence a NaN.
-  CINCH_HOST_DEVICE void clear_rows(int first, int end) {
+  CINCH_DEVICE void clear_rows(int first, int end) {
     const int chunks = kTokens * 8;  // of 16 bytes, per block; whole rows, so the swizzle does not matter
     for (int i = thread_; i < layout_.loaded * chunks; i += kWarpgroup) {
       const int row = i % chunks / 8;
@@ -382,7 +373,7 @@ class LatentDecodeBlock {
     m_.sync_group(kOwnGroup + group_, kWarpgroup);
   }
 
-  CINCH_HOST_DEVICE void softmax(float (&scores)[kScores], int first, int end) {
+  CINCH_DEVICE void softmax(float (&scores)[kScores], int first, int end) {
     if (step_.softcap > 0) {
       CINCH_UNROLL
       for (int i = 0; i < kScores; ++i) scores[i] = m_.tanh(scores[i] * (step_.scale / step_.softcap));
@@ -392,7 +383,7 @@ class LatentDecodeBlock {
       CINCH_UNROLL
       for (int i = 0; i < kScores; ++i) {
         const int row = fragment_column(thread_, i);
-        if (row < first || row >= end) scores[i] = -m_.infinity();
+        if (row < first || row >= end) scores[i] = decode::minus_infinity();
       }
     }
     float offset[2];
@@ -421,7 +412,7 @@ class LatentDecodeBlock {
   }
 
   /// o = o * rescale + probabilities * latent, then the tile is free.
-  CINCH_HOST_DEVICE void accumulate(int first_column) {
+  CINCH_DEVICE void accumulate(int first_column) {
     CINCH_UNROLL
     for (int i = 0; i < kAccumulators; ++i) o_[i] *= rescale_[i >> 1 & 1];
     m_.hold(probabilities_);
@@ -441,14 +432,14 @@ class LatentDecodeBlock {
 
   /// Registers of both groups' thread t hold the same matrix elements, so what one writes at its own place the other
   /// reads at the same place. Chunk i of thread t.
-  CINCH_HOST_DEVICE uint32_t image(uint32_t area, int i) const {
+  CINCH_DEVICE uint32_t image(uint32_t area, int i) const {
     return area + static_cast<uint32_t>((i * kWarpgroup + thread_) * 16);
   }
-  CINCH_HOST_DEVICE uint32_t state(int group, int r) const {
+  CINCH_DEVICE uint32_t state(int group, int r) const {
     return base_ + layout_.state + static_cast<uint32_t>((group * kOperandRows + fragment_row(thread_, 2 * r)) * 8);
   }
 
-  CINCH_HOST_DEVICE void hand_over() {
+  CINCH_DEVICE void hand_over() {
     m_.barrier_wait(taken(), exchanged_ ^ 1);
     CINCH_UNROLL
     for (int i = 0; i < kProbabilities / 4; ++i) {
@@ -463,7 +454,7 @@ class LatentDecodeBlock {
     exchanged_ ^= 1;
   }
 
-  CINCH_HOST_DEVICE void take_over() {
+  CINCH_DEVICE void take_over() {
     m_.barrier_wait(handed_over(), exchanged_);
     CINCH_UNROLL
     for (int i = 0; i < kProbabilities / 4; ++i) {
@@ -477,7 +468,7 @@ class LatentDecodeBlock {
     exchanged_ ^= 1;
   }
 
-  CINCH_HOST_DEVICE void reduce_sums() {
+  CINCH_DEVICE void reduce_sums() {
     CINCH_UNROLL
     for (int r = 0; r < 2; ++r) {
       sum_[r] += m_.from_lane_xor(sum_[r], 1);
@@ -487,7 +478,7 @@ class LatentDecodeBlock {
 
   /// Group 1 learns maximum and sum.
   template <int kGroup>
-  CINCH_HOST_DEVICE void share_state() {
+  CINCH_DEVICE void share_state() {
     if constexpr (kGroup == 0) {
       reduce_sums();
       CINCH_UNROLL
@@ -503,7 +494,7 @@ class LatentDecodeBlock {
   }
 
   /// Both groups' results become one; group g holds it in half g of its accumulators. Goes through q's place.
-  CINCH_HOST_DEVICE void merge() {
+  CINCH_DEVICE void merge() {
     reduce_sums();
     CINCH_UNROLL
     for (int r = 0; r < 2; ++r) {
@@ -517,7 +508,7 @@ class LatentDecodeBlock {
       float other_max, other_sum;
       m_.load_shared(state(group_ ^ 1, r), other_max, other_sum);
       const float highest = m_.max(max_[r], other_max);
-      const float offset = highest == -m_.infinity() ? 0.0f : highest * scale;
+      const float offset = highest == decode::minus_infinity() ? 0.0f : highest * scale;
       factor[r] = m_.exp2(max_[r] * scale - offset);
       sum_[r] = sum_[r] * factor[r] + other_sum * m_.exp2(other_max * scale - offset);
       max_[r] = highest;
@@ -548,43 +539,42 @@ class LatentDecodeBlock {
   }
 
   /// Accumulators [first, first + count), whose column 0 is output column `column_0`.
-  CINCH_HOST_DEVICE void store(const Item& item, int first, int count, int column_0) {
+  CINCH_DEVICE void store(const Item& item, int first, int count, int column_0) {
     const int rank = step_.kv_lora_rank;
     CINCH_UNROLL
     for (int r = 0; r < 2; ++r) {
       const int head = first_head_ + fragment_row(thread_, 2 * r);
       if (head >= step_.n_heads) continue;
       const float inverse = sum_[r] > 0 ? 1.0f / sum_[r] : 0.0f;
-      T* out = static_cast<T*>(step_.out) + item.sequence * step_.out_batch_stride + head * step_.out_head_stride;
+      uint16_t* const out = decode::whole_out(job_, item.sequence, head);
       const int64_t place = static_cast<int64_t>(item.place) * step_.n_heads + head;
+      float* const partial = decode::partial_out(job_) + place * rank;
       CINCH_UNROLL
       for (int i = 2 * r; i < kAccumulators; i += 4) {
         const int column = column_0 + fragment_column(thread_, i);
         if (i < first || i >= first + count || column >= rank) continue;
         if (item.place < 0) {
-          m_.store_pair(out + column, o_[i] * inverse, o_[i + 1] * inverse);
+          m_.template store_pair<T>(out + column, o_[i] * inverse, o_[i + 1] * inverse);
         } else {
-          m_.store_pair(partial_.out + place * rank + column, o_[i] * inverse, o_[i + 1] * inverse);
+          m_.store_pair(partial + column, o_[i] * inverse, o_[i + 1] * inverse);
         }
       }
       if (thread_ % 4 != 0 || group_ != 0) continue;
-      const float lse = (max_[r] * log2_scale() + m_.log2(sum_[r])) * kLn2;
+      const float lse = max_[r] * log2_scale() + m_.log2(sum_[r]);
       if (item.place >= 0) {
-        partial_.lse[place] = lse;
+        decode::partial_lse(job_)[place] = lse;
       } else if (step_.lse != nullptr) {
-        step_.lse[static_cast<int64_t>(item.sequence) * step_.n_heads + head] = lse;
+        step_.lse[static_cast<int64_t>(item.sequence) * step_.n_heads + head] = lse * decode::kLn2;
       }
     }
   }
 
   /// From what softmax has in max_ to base-2 logarithms.
-  CINCH_HOST_DEVICE float log2_scale() const { return (step_.softcap > 0 ? step_.softcap : step_.scale) * kLog2E; }
-
-  static constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+  CINCH_DEVICE float log2_scale() const { return (step_.softcap > 0 ? step_.softcap : step_.scale) * decode::kLog2e; }
 
   Machine& m_;
+  const decode::DecodeJob& job_;
   const CinchDecodeStep& step_;
-  const PartialResults& partial_;
   const TensorMap* cache_;
   const TensorMap* queries_;
   const int width_;

@@ -8,14 +8,6 @@
 
 #include "attention/kernels/decode/device.h"
 
-#ifdef __CUDA_ARCH__
-#define CINCH_UNROLL _Pragma("unroll")
-#define CINCH_UNROLL_4 _Pragma("unroll 4")
-#else
-#define CINCH_UNROLL
-#define CINCH_UNROLL_4
-#endif
-
 namespace cinch::sm90 {
 
 /// A tile of r rows is stored as blocks of 64 columns, each r rows of 128 bytes; a block starts on a multiple of 1024.
@@ -25,14 +17,6 @@ constexpr int kSwizzleAtomBytes = 1024;  // 8 rows; the pattern repeats after it
 constexpr int kOperandRows = 64;         // M of every wgmma
 constexpr int kStep = 16;                // K of every wgmma of 16-bit elements
 constexpr int kWarpgroup = 128;
-
-/// The two element types, as bits: no CUDA header is needed to name them.
-struct Bfloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
 
 /// Swizzle<3,4,3>: the 16-byte chunk within 128 bytes is exclusive-ored with the row within 8. For addresses whose base
 /// is a multiple of 1024.

@@ -28,14 +28,14 @@ class Gpu {
     return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   }
   __device__ __forceinline__ int block_x() const { return static_cast<int>(blockIdx.x); }
-  __device__ __forceinline__ int blocks_x() const { return static_cast<int>(gridDim.x); }
   __device__ __forceinline__ int block_y() const { return static_cast<int>(blockIdx.y); }
-  __device__ __forceinline__ static float infinity() { return __int_as_float(0x7f800000); }
 
-  /// Dynamic shared memory; no static one is declared, so it starts at the block's window, a multiple of 1024.
+  /// Dynamic shared memory. Where static one is declared beside it, it may not begin on a multiple of 1024.
   __device__ __forceinline__ static uint32_t shared_base() {
-    extern __shared__ __align__(1024) uint8_t shared[];
-    return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    extern __shared__ __align__(1024) uint8_t sm90_shared[];
+    const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(sm90_shared));
+    if (base % kSwizzleAtomBytes != 0) __trap();
+    return base;
   }
 
   /// Registers per thread from here on; all warps of a warpgroup.
@@ -112,16 +112,12 @@ class Gpu {
   __device__ __forceinline__ static void load_box(uint32_t shared, const TensorMap* map, uint32_t barrier, int column,
                                                   int row, int block) {
     uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile(
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
         " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared),
         "l"(map), "r"(column), "r"(row), "r"(block), "r"(barrier), "l"(policy)
         : "memory");
-  }
-  template <class T>
-  __device__ __forceinline__ static Chunk load_chunk(const T* from) {
-    return __ldg(reinterpret_cast<const Chunk*>(from));
   }
   __device__ __forceinline__ static void store_shared(uint32_t address, Chunk v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
@@ -153,7 +149,7 @@ class Gpu {
     v[2] = __uint_as_float(chunk.z), v[3] = __uint_as_float(chunk.w);
   }
   template <class T>
-  __device__ __forceinline__ static void store_pair(T* to, float a, float b) {
+  __device__ __forceinline__ static void store_pair(uint16_t* to, float a, float b) {
     *reinterpret_cast<uint32_t*>(to) = pack<T>(a, b);
   }
   __device__ __forceinline__ static void store_pair(float* to, float a, float b) {
