@@ -28,11 +28,12 @@ class DecodeBlock {
   CINCH_DEVICE void run() {
     const SplitPlan plan = SplitPlan::at(const_cast<int32_t*>(step_.plan), tiling_.parts, step_.batch);
     const PlanPoint begin = plan.points[part_], end = plan.points[part_ + 1];
-    SlabLoader loader(job_, cache_head(), begin, end, thread_);
+    SlabLoader<(kColumnWarps < 4)> loader(job_, cache_head(), begin, end, thread_);
     BlockWalk walk(begin, end, step_.lengths, step_.window);
     clear_padding();
-    loader.load(tiling_.slabs, shared_ + ring_offset());
-    int freed = 0;
+    const Shared ring = shared_ + static_cast<Shared>(tiling_.ring_offset);
+    const int ahead = tiling_.slabs - tiling_.warps;  // slabs on their way while a step is taken
+    loader.load(ahead, ring, 0);
     while (walk.valid()) {
       const int sequence = walk.sequence();
       load_queries(sequence);
@@ -40,13 +41,11 @@ class DecodeBlock {
       while (walk.valid() && walk.sequence() == sequence) {
         for (int slab = 0; slab < kBlockSlabs; slab += tiling_.warps) {
           sync_block();  // nobody reads the slabs of the step before any more
-          loader.load(freed, shared_ + ring_offset());
-          freed = tiling_.warps;
-          copy_wait(tiling_.slabs - tiling_.warps);
+          loader.load(tiling_.warps, ring, wrapped(slot_ + ahead));
+          copy_wait(ahead);
           sync_block();
           take_step(walk, walk.block() * kBlockTokens + slab * kSlab);
-          slot_ += tiling_.warps;
-          if (slot_ >= tiling_.slabs) slot_ -= tiling_.slabs;
+          slot_ = wrapped(slot_ + tiling_.warps);
         }
         walk.next();
       }
@@ -78,11 +77,9 @@ class DecodeBlock {
     return left < tiling_.warp_units ? left : tiling_.warp_units;
   }
   CINCH_DEVICE int block_rows() const { return kGroupRows * tiling_.row_groups; }
-  CINCH_DEVICE int ring_offset() const { return tiling_.ring_offset; }
+  CINCH_DEVICE int wrapped(int slot) const { return slot < tiling_.slabs ? slot : slot - tiling_.slabs; }
   CINCH_DEVICE Shared slab_address(int index) const {
-    int slot = slot_ + index;
-    if (slot >= tiling_.slabs) slot -= tiling_.slabs;
-    return shared_ + static_cast<Shared>(ring_offset() + slot * tiling_.slab_bytes);
+    return shared_ + static_cast<Shared>(tiling_.ring_offset + wrapped(slot_ + index) * tiling_.slab_bytes);
   }
   CINCH_DEVICE int team_barrier() const { return 1 + row_group() * (tiling_.warps / kColumnWarps) + team(); }
   CINCH_DEVICE void sync_team() const { sync_some(team_barrier(), 32 * kColumnWarps); }
@@ -102,7 +99,7 @@ class DecodeBlock {
   CINCH_DEVICE void clear_padding() const {
     if (tiling_.key_columns % 16 == 0) return;
     for (int row = thread_; row < tiling_.slabs * kSlab; row += threads_of()) {
-      const int at = ring_offset() + row / kSlab * tiling_.slab_bytes + row % kSlab * tiling_.key_pitch;
+      const int at = tiling_.ring_offset + row / kSlab * tiling_.slab_bytes + row % kSlab * tiling_.key_pitch;
       shared_store(shared_ + static_cast<Shared>(at + tiling_.key_columns * 2), Words4{0, 0, 0, 0});
     }
   }

@@ -105,11 +105,6 @@ void lay_out(const CinchDecodeStep& step, Tiling& t) {
   t.weight_pitch = t.warps * kSlab * 2 + 16;
   t.state_offset = t.weight_offset + (t.column_warps > 1 ? block_rows * t.weight_pitch : 0);
   t.ring_offset = t.state_offset + block_rows * t.warps * 8;
-
-  const int threads = 32 * t.warps * t.row_groups;
-  t.copy_chunks = divide_up(t.key_columns + t.scale_columns, 8);
-  t.copy_rows = threads / t.copy_chunks;
-  t.copy_rest = threads % t.copy_chunks;
 }
 
 int slabs_within(const Tiling& t, int bytes) {

@@ -53,9 +53,6 @@ struct Tiling {
   int32_t state_offset;  // maxima and sums of warps: (row groups, warps, rows of a group) pairs of floats
   int32_t ring_offset;
   int32_t shared_bytes;
-
-  int32_t copy_chunks;           // pieces of 16 bytes of a token's row
-  int32_t copy_rows, copy_rest;  // threads / copy_chunks and threads % copy_chunks
 };
 
 /// Of one multiprocessor.
