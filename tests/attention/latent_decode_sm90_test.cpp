@@ -24,7 +24,8 @@ using sm90::Emulator;
 /// things happen; odd: wgmma reads late.
 class EmulatedRun {
  public:
-  EmulatedRun(DecodeArrays& arrays, int parts, uint64_t pace) : pace_(pace) {
+  EmulatedRun(DecodeArrays& arrays, int parts, uint64_t pace, int tile_tokens = 0)
+      : pace_(pace), tile_tokens_(tile_tokens) {
     std::array<char, 256> error{};
     const Multiprocessor processor{parts * sm90::divided_up(arrays.step.n_heads, kSm90Heads), 233472, 232448};
     if (!choose_sm90_tiling(arrays.step, processor, job_.tiling, error.data(), error.size())) failure_ = error.data();
@@ -55,7 +56,8 @@ class EmulatedRun {
   template <class T>
   void run() {
     const int rank = job_.step.kv_lora_rank;
-    sm90::with_variant(rank, rank + job_.step.qk_rope_head_dim, [&](auto variant) { stream<T>(variant); });
+    sm90::with_variant(rank, rank + job_.step.qk_rope_head_dim, tile_tokens_,
+                       [&](auto variant) { stream<T>(variant); });
     const Tiling& t = job_.tiling;
     for (int block = 0; block < t.parts && failure_.empty(); ++block) {
       const emulator::Block threads{32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), false};
@@ -95,6 +97,7 @@ class EmulatedRun {
   }
 
   const uint64_t pace_;
+  const int tile_tokens_;
   DecodeJob job_{};
   std::vector<int32_t> plan_;
   std::vector<uint64_t> scratch_;
@@ -116,10 +119,10 @@ DecodeCase case_of(const Shape& shape) {
   return c;
 }
 
-void expect_right(const DecodeCase& c, int parts, uint64_t pace) {
+void expect_right(const DecodeCase& c, int parts, uint64_t pace, int tile_tokens = 0) {
   SCOPED_TRACE(name_of(c) + ", parts " + std::to_string(parts) + ", pace " + std::to_string(pace));
   DecodeArrays arrays = CaseBuilder(c, static_cast<uint32_t>(pace)).build();
-  ASSERT_EQ(EmulatedRun(arrays, parts, pace).run(), "");
+  ASSERT_EQ(EmulatedRun(arrays, parts, pace, tile_tokens).run(), "");
   const DecodeErrors errors = compare(arrays, reference_decode(arrays.step));
   EXPECT_TRUE(errors.good()) << errors.text();
 }
@@ -140,6 +143,8 @@ TEST(LatentDecodeSm90, ColumnsSplit) {
   expect_right(case_of({448, 64, 3, {130, 64}, kHalf}), 3, 2);
   expect_right(case_of({512, 64, 64, {333}}), 2, 3);
   expect_right(case_of({512, 128, 7, {190, 33}}), 2, 5);
+  expect_right(case_of({320, 64, 7, {190, 33}}), 2, 6, 32);
+  expect_right(case_of({512, 64, 7, {190, 33}}), 2, 7, 32);
 }
 
 TEST(LatentDecodeSm90, WindowSoftcapDenseAndValueMap) {
@@ -226,7 +231,7 @@ TEST(LatentDecodeSm90, TilesLieAsTmaWritesThem) {
 TEST(LatentDecodeSm90, EveryShapeFits) {
   for (int rank = 16; rank <= 512; rank += 8) {
     for (int rope = 8; rope <= 128; rope += 8) {
-      sm90::with_variant(rank, rank + rope, [&](auto variant) {
+      const auto expect_fit = [&](auto variant) {
         using V = decltype(variant);
         const sm90::SharedLayout layout = sm90::shared_layout(rank + rope, V::kColumns, V::kSplitColumns, V::kTokens);
         EXPECT_GE(layout.stages, 2) << rank << " + " << rope;
@@ -234,7 +239,8 @@ TEST(LatentDecodeSm90, EveryShapeFits) {
         EXPECT_GE(V::kColumns * (V::kSplitColumns ? 2 : 1), rank);
         for (const uint32_t offset : {layout.block, layout.stage, layout.q})
           EXPECT_EQ(offset % sm90::kSwizzleAtomBytes, 0u);
-      });
+      };
+      for (const int tokens : {0, 32}) sm90::with_variant(rank, rank + rope, tokens, expect_fit);
     }
   }
 }

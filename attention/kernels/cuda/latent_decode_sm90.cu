@@ -132,11 +132,11 @@ cudaError_t launch_combine(const DecodeJob& job, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t launch(const DecodeJob& job, cudaStream_t stream) {
+cudaError_t launch(const DecodeJob& job, cudaStream_t stream, Sm90Wish wish) {
   cudaError_t status = cudaSuccess;
   if ((job.phases & kStream) != 0) {
     const int rank = job.step.kv_lora_rank;
-    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim,
+    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, wish.tile_tokens,
                                 [&](auto variant) { return launch_stream<T, decltype(variant)>(job, stream); });
   }
   if (status == cudaSuccess && (job.phases & kCombine) != 0) status = launch_combine<T>(job, stream);
@@ -145,9 +145,9 @@ cudaError_t launch(const DecodeJob& job, cudaStream_t stream) {
 
 }  // namespace
 
-int launch_latent_sm90(const DecodeJob& job, void* stream) {
+int launch_latent_sm90(const DecodeJob& job, void* stream, Sm90Wish wish) {
   const auto on = static_cast<cudaStream_t>(stream);
-  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, on) : launch<Fp16>(job, on);
+  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, on, wish) : launch<Fp16>(job, on, wish);
 }
 
 #ifdef CINCH_WATCHDOG

@@ -66,16 +66,18 @@ struct Variant {
   static constexpr bool kSplitColumns = kSplit;
 };
 
-/// f(Variant) with the one for latent rank R <= 512 and row width R + Dr <= 640.
+/// f(Variant) with the one for latent rank R <= 512 and row width R + Dr <= 640. tile_tokens: 32 or 64 where there is a
+/// choice (R > 256); 0 leaves it here.
 template <class F>
-auto with_variant(int rank, int width, F&& f) {
+auto with_variant(int rank, int width, int tile_tokens, F&& f) {
   if (rank <= 64) return f(Variant<64, false, 64>{});
   if (rank <= 128) return f(Variant<128, false, 64>{});
   if (rank <= 192) return f(Variant<192, false, 64>{});
   if (rank <= 256) return f(Variant<256, false, 64>{});
-  if (rank <= 384) return f(Variant<192, true, 64>{});
-  if (shared_layout(width, 256, true, 64).stages >= 2) return f(Variant<256, true, 64>{});
-  return f(Variant<256, true, 32>{});
+  const bool narrow = rank <= 384;
+  const bool fits = shared_layout(width, narrow ? 192 : 256, true, 64).stages >= 2;
+  if (fits && tile_tokens != 32) return narrow ? f(Variant<192, true, 64>{}) : f(Variant<256, true, 64>{});
+  return narrow ? f(Variant<192, true, 32>{}) : f(Variant<256, true, 32>{});
 }
 
 /// T: decode::Bf16 or decode::Fp16.
