@@ -56,11 +56,18 @@ function(cinch_cuda_plugin)
   set_target_properties(cinch_cuda PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib INSTALL_RPATH "$ORIGIN")
   # libtorch_cuda is needed for what it registers when it is loaded, not for a symbol.
   target_link_libraries(cinch_cuda PRIVATE cinch_flags -Wl,--no-as-needed ${CINCH_TORCH_FOLDER}/lib/libtorch_cuda.so -Wl,--as-needed ${CINCH_CUDART})
-  cinch_device_program(${objects})
+  set(tests ${PROJECT_SOURCE_DIR}/tests/attention/cuda)
+  file(GLOB decode_tests CONFIGURE_DEPENDS ${tests}/decode_*.cu)
+  list(FILTER objects INCLUDE REGEX "decode[^/]*$")
+  cinch_device_program(decode_device_test SOURCES ${decode_tests} OBJECTS ${objects})
+  list(FILTER objects EXCLUDE REGEX "latent_decode_sm90")  # the program compiles its own, with a watchdog
+  cinch_device_program(latent_sm90_device_test SOURCES ${tests}/latent_sm90_device_test.cu OBJECTS ${objects})
 endfunction()
 
-# decode_device_test: the decode kernels with their tests and benchmark in one file that needs nothing but a driver.
-function(cinch_device_program)
+# cinch_device_program(<name> SOURCES <.cu>... OBJECTS <.o>...): a test program for machines with a GPU, in one file that needs nothing but a
+# driver.
+function(cinch_device_program name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;OBJECTS" ${ARGN})
   get_filename_component(toolkit ${CINCH_NVCC} REALPATH)
   get_filename_component(toolkit ${toolkit} DIRECTORY)
   find_library(CINCH_CUDART_STATIC libcudart_static.a NO_DEFAULT_PATH PATHS ${toolkit}/../lib64 ${toolkit}/../lib
@@ -68,13 +75,11 @@ function(cinch_device_program)
   if(NOT CINCH_TESTS OR NOT CINCH_CUDART_STATIC)
     return()
   endif()
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/attention/cuda/*.cu)
-  cinch_cuda_objects(objects ${sources})
-  list(FILTER ARGN INCLUDE REGEX "/decode[^/]*$")
+  cinch_cuda_objects(objects ${ARG_SOURCES})
   set(decode ${PROJECT_SOURCE_DIR}/attention/kernels/decode)
-  add_executable(decode_device_test ${objects} ${ARGN} ${decode}/tiling.cpp ${decode}/reference.cpp)
-  set_target_properties(decode_device_test PROPERTIES LINKER_LANGUAGE CXX)
-  target_link_libraries(decode_device_test PRIVATE cinch_flags ${CINCH_CUDART_STATIC} -static-libstdc++ -static-libgcc pthread dl rt)
+  add_executable(${name} ${objects} ${ARG_OBJECTS} ${decode}/tiling.cpp ${decode}/reference.cpp)
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+  target_link_libraries(${name} PRIVATE cinch_flags ${CINCH_CUDART_STATIC} -static-libstdc++ -static-libgcc pthread dl rt)
 endfunction()
 
 # libcinch_nccl.so: GPUs of several processes. Where NCCL's header is (in LibTorch's own wheels, or the system's).

@@ -48,6 +48,10 @@ class Emulator {
   template <int kCount>
   void take_registers() {}
 
+  void await_dependencies() {}
+  void launch_dependents() {}
+  void prefetch(const void*) {}
+
   void barrier_init(uint32_t barrier, int arrivals);
   void fence_barrier_init() {}
   void barrier_arrive(uint32_t barrier);

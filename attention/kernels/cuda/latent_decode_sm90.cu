@@ -4,8 +4,11 @@
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "attention/kernels/cuda/latent_decode_sm90_body.h"
 #include "attention/kernels/cuda/sm90_machine.h"
+#include "attention/kernels/cuda/sm90_merge.h"
 #include "attention/kernels/decode/combine.h"
 
 namespace cinch::decode {
@@ -19,22 +22,34 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
     latent_kernel(const __grid_constant__ DecodeJob job, const __grid_constant__ CUtensorMap cache,
                   const __grid_constant__ CUtensorMap queries) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("griddepcontrol.launch_dependents;");
   sm90::Gpu gpu;
   sm90::LatentDecodeBlock<sm90::Gpu, T, kColumns, kSplitColumns, kTokens> block(gpu, job, &cache, &queries);
   block.run();
 #endif  // elsewhere sm90_missing refuses
 }
 
-/// Launched while latent_kernel still runs (programmatic dependent launch): takes the places that it leaves.
+// The combine is launched while latent_kernel still runs (programmatic dependent launch) and takes the places that it
+// leaves. The plan is there by then, results are there after griddepcontrol.wait.
+
+/// With value_map.
 template <class T>
-__global__ void combine_kernel(const __grid_constant__ DecodeJob job) {
+__global__ void map_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
                            static_cast<int>(threadIdx.x));
   combine.prefetch();
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  sm90::Gpu::await_dependencies();
+  sm90::Gpu::launch_dependents();
   combine.run();
+#endif
+}
+
+/// Without. Thread block x merges columns 128 (x % column groups) .. of `8 / kSharers` rows (sequence, head); kSharers
+/// warps share the parts of a row.
+template <class T, int kSharers>
+__global__ void __launch_bounds__(sm90::kMergeThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  sm90::merge_rows<T, kSharers>(job);
 #endif
 }
 
@@ -87,6 +102,23 @@ MapRequest cache_request(const CinchDecodeStep& step, int width, int tile_tokens
   return request;
 }
 
+/// Lets the kernel begin before the one ahead of it on the stream has ended; it waits by itself.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                             cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 template <class T, class V>
 cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
   const CinchDecodeStep& step = job.step;
@@ -105,30 +137,32 @@ cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
   if (status != cudaSuccess) return status;
   const dim3 grid(static_cast<unsigned>(job.tiling.parts),
                   static_cast<unsigned>(divided_up(step.n_heads, sm90::kOperandRows)));
-  kernel<<<grid, sm90::kThreads, layout.total, stream>>>(job, cache, queries);
-  return cudaGetLastError();
+  return launch_dependent(kernel, grid, sm90::kThreads, layout.total, stream, job, cache, queries);
 }
 
 template <class T>
 cudaError_t launch_combine(const DecodeJob& job, cudaStream_t stream) {
   const Tiling& t = job.tiling;
-  const bool mapped = job.step.v_head_dim > 0;
-  const auto kernel = &combine_kernel<T>;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = (job.phases & kStream) != 0 ? 1 : 0;
-  cudaLaunchConfig_t config{};
-  const int warps = t.warps * t.row_groups, columns = divided_up(t.value_columns, 128);
-  const int64_t merging = (int64_t{job.step.batch} * job.step.n_heads * columns + warps - 1) / warps;
-  const int64_t most = int64_t{8} * t.parts;
-  config.gridDim = dim3(static_cast<unsigned>(mapped ? t.parts : merging < most ? merging : most));
-  config.blockDim = dim3(static_cast<unsigned>(32 * warps));
-  config.dynamicSmemBytes = mapped ? static_cast<size_t>(t.shared_bytes) : 0;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
-  return status == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, job) : status;
+  if (job.step.v_head_dim > 0) {
+    const auto kernel = &map_kernel<T>;
+    const cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
+    if (status != cudaSuccess) return status;
+    return launch_dependent(kernel, dim3(static_cast<unsigned>(t.parts)), 32 * t.warps * t.row_groups,
+                            static_cast<size_t>(t.shared_bytes), stream, job);
+  }
+  const auto merge = [&](auto sharers) {
+    constexpr int kSharers = decltype(sharers)::value;
+    const int64_t rows = int64_t{job.step.batch} * job.step.n_heads;
+    const int64_t blocks = (rows * kSharers + sm90::kMergeWarps - 1) / sm90::kMergeWarps *
+                           divided_up(t.value_columns, sm90::kMergeColumns);
+    return launch_dependent(&merge_kernel<T, kSharers>, dim3(static_cast<unsigned>(blocks)), sm90::kMergeThreads, 0,
+                            stream, job);
+  };
+  // How many parts a sequence has is known on the device alone; on average at most so many.
+  const int parts = t.parts / job.step.batch + 1;
+  if (parts > 32) return merge(std::integral_constant<int, 8>());
+  return parts > 8 ? merge(std::integral_constant<int, 4>()) : merge(std::integral_constant<int, 1>());
 }
 
 template <class T>

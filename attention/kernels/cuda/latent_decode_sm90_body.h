@@ -103,6 +103,8 @@ class LatentDecodeBlock {
 
   CINCH_DEVICE void run() {
     initialise_barriers();
+    m_.await_dependencies();
+    m_.launch_dependents();
     if (group_ == 2) {
       m_.template give_registers<kProducerRegisters>();
       if (thread_ / 32 == 0) load_tiles();
@@ -167,6 +169,8 @@ class LatentDecodeBlock {
       m_.barrier_init(handed_over(), 4);
       m_.barrier_init(taken(), 4);
       m_.fence_barrier_init();
+      m_.prefetch(cache_);
+      m_.prefetch(queries_);
     }
     m_.sync_block();
   }
@@ -189,15 +193,16 @@ class LatentDecodeBlock {
           end_(plan_.points[part + 1]),
           sequence_(begin_.sequence) {}
 
+    CINCH_DEVICE decode::PlanPoint begin() const { return begin_; }
     CINCH_DEVICE bool next(Item& item) {
       for (; sequence_ < step_.batch && sequence_ <= end_.sequence; ++sequence_) {
         const int length = step_.lengths[sequence_];
+        const decode::PlanShare share = plan_.shares[sequence_];
         if (length <= 0) continue;
         const int visible = decode::first_visible(length, step_.window);
         const int first = sequence_ == begin_.sequence ? begin_.block : decode::first_block(length, step_.window);
         const int end = sequence_ == end_.sequence ? end_.block : decode::end_block(length);
         if (first >= end) continue;
-        const decode::PlanShare share = plan_.shares[sequence_];
         const int first_tile = visible / kTokens, end_tile = divided_up(length, kTokens);
         item = {sequence_++,
                 first * kTilesPerPage > first_tile ? first * kTilesPerPage : first_tile,
@@ -224,6 +229,10 @@ class LatentDecodeBlock {
 
   CINCH_DEVICE void load_tiles() {
     Items work = items();
+    const decode::PlanPoint at = work.begin();
+    if (step_.block_table != nullptr && at.sequence < step_.batch) {
+      m_.prefetch(step_.block_table + at.sequence * step_.block_table_stride + at.block);
+    }
     for (Item item; work.next(item);) load_tiles(item);
   }
 

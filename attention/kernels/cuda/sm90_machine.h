@@ -80,7 +80,7 @@ class Gpu {
           : "memory");
       if (done != 0) return;
 #ifdef CINCH_WATCHDOG
-      if (clock64() - start > 4000000000LL) {
+      if (clock64() - start > 20000000000LL) {
         if (watchdog_report != nullptr && atomicExch(&watchdog_taken, 1) == 0) {
           const uint32_t report[] = {1, blockIdx.x, blockIdx.y, threadIdx.x, barrier - shared_base(), parity};
           for (int i = 5; i >= 0; --i) watchdog_report[i] = report[i];
@@ -91,6 +91,19 @@ class Gpu {
       }
 #endif
     }
+  }
+
+  // ---- between kernels (programmatic dependent launch)
+
+  /// Until all kernels before this one have ended and what they wrote is seen.
+  __device__ __forceinline__ static void await_dependencies() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+  /// The next kernel may begin, as far as there is room, when all thread blocks have said this.
+  __device__ __forceinline__ static void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
+  __device__ __forceinline__ static void prefetch(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map));
+  }
+  __device__ __forceinline__ static void prefetch(const int32_t* address) {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
   }
 
   // ---- order and other barriers
