@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention/kernels/cuda/latent_decode_sm90.h"
+#include "attention/kernels/cuda/sm90_merge.h"
 #include "attention/kernels/decode/combine.h"
 #include "attention/kernels/decode/plan_block.h"
 #include "tests/attention/decode_cases.h"
@@ -58,6 +59,15 @@ class EmulatedRun {
     const int rank = job_.step.kv_lora_rank;
     sm90::with_variant(rank, rank + job_.step.qk_rope_head_dim, tile_tokens_,
                        [&](auto variant) { stream<T>(variant); });
+    if (job_.step.v_head_dim > 0) {
+      map_values<T>();
+    } else {
+      sm90::with_sharers(job_, [&](auto sharers) { merge<T, decltype(sharers)::value>(); });
+    }
+  }
+
+  template <class T>
+  void map_values() {
     const Tiling& t = job_.tiling;
     for (int block = 0; block < t.parts && failure_.empty(); ++block) {
       const emulator::Block threads{32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), false};
@@ -65,6 +75,17 @@ class EmulatedRun {
         const Combine<T> combine(job_, block, t.parts, thread);
         combine.prefetch();
         combine.run();
+      });
+    }
+  }
+
+  template <class T, int kSharers>
+  void merge() {
+    for (int x = 0; x < sm90::merge_blocks(job_, kSharers) && failure_.empty(); ++x) {
+      EmulatedBlock block({x, 0}, sm90::kMergeThreads, sm90::kMergeShared, pace_);
+      failure_ = block.run([&](Emulator& machine) {
+        sm90::LatentMerge<Emulator, T, kSharers> work(machine, job_);
+        work.run();
       });
     }
   }
@@ -169,6 +190,12 @@ TEST(LatentDecodeSm90, PeakedScores) {
     c.spread = 30;
     expect_right(c, 2, 3);
   }
+}
+
+TEST(LatentDecodeSm90, ManyPartsOfASequence) {
+  expect_right(case_of({136, 16, 3, {700}}), 11, 1);
+  expect_right(case_of({64, 8, 5, {2300, 100}, kHalf}), 36, 2);
+  expect_right(case_of({264, 8, 2, {2300}}), 36, 3);
 }
 
 TEST(LatentDecodeSm90, TwoBlocksOfHeads) {

@@ -94,7 +94,16 @@ class Emulator {
   }
   static void store_pair(float* to, float a, float b) { to[0] = a, to[1] = b; }
 
+  static void load_four(const float* from, float (&to)[4]) { std::memcpy(to, from, 16); }
+
   int from_lane(int v, int lane);
+  float from_lane(float v, int lane) {
+    int bits;
+    std::memcpy(&bits, &v, 4);
+    bits = from_lane(bits, lane);
+    std::memcpy(&v, &bits, 4);
+    return v;
+  }
   float from_lane_xor(float v, int mask);
 
   static float max(float a, float b) { return std::fmax(a, b); }
@@ -392,13 +401,7 @@ inline int Emulator::from_lane(int v, int lane) {
   sync_warp();
   return v;
 }
-inline float Emulator::from_lane_xor(float v, int mask) {
-  int bits;
-  std::memcpy(&bits, &v, 4);
-  bits = from_lane(bits, thread_ % 32 ^ mask);
-  std::memcpy(&v, &bits, 4);
-  return v;
-}
+inline float Emulator::from_lane_xor(float v, int mask) { return from_lane(v, thread_ % 32 ^ mask); }
 
 inline void Emulator::wgmma_commit() {
   committed_ = true;

@@ -15,6 +15,7 @@ namespace cinch::decode {
 namespace {
 
 using sm90::divided_up;
+using sm90::merge_blocks;
 using sm90::SharedLayout;
 
 template <class T, int kColumns, bool kSplitColumns, int kTokens>
@@ -44,12 +45,13 @@ __global__ void map_kernel(const __grid_constant__ DecodeJob job) {
 #endif
 }
 
-/// Without. Thread block x merges columns 128 (x % column groups) .. of `8 / kSharers` rows (sequence, head); kSharers
-/// warps share the parts of a row.
+/// Without.
 template <class T, int kSharers>
 __global__ void __launch_bounds__(sm90::kMergeThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  sm90::merge_rows<T, kSharers>(job);
+  sm90::Gpu gpu;
+  sm90::LatentMerge<sm90::Gpu, T, kSharers> merge(gpu, job);
+  merge.run();
 #endif
 }
 
@@ -153,16 +155,10 @@ cudaError_t launch_combine(const DecodeJob& job, cudaStream_t stream) {
   }
   const auto merge = [&](auto sharers) {
     constexpr int kSharers = decltype(sharers)::value;
-    const int64_t rows = int64_t{job.step.batch} * job.step.n_heads;
-    const int64_t blocks = (rows * kSharers + sm90::kMergeWarps - 1) / sm90::kMergeWarps *
-                           divided_up(t.value_columns, sm90::kMergeColumns);
-    return launch_dependent(&merge_kernel<T, kSharers>, dim3(static_cast<unsigned>(blocks)), sm90::kMergeThreads, 0,
-                            stream, job);
+    return launch_dependent(&merge_kernel<T, kSharers>, dim3(static_cast<unsigned>(merge_blocks(job, kSharers))),
+                            sm90::kMergeThreads, kSharers > 1 ? sm90::kMergeShared : 0, stream, job);
   };
-  // How many parts a sequence has is known on the device alone; on average at most so many.
-  const int parts = t.parts / job.step.batch + 1;
-  if (parts > 32) return merge(std::integral_constant<int, 8>());
-  return parts > 8 ? merge(std::integral_constant<int, 4>()) : merge(std::integral_constant<int, 1>());
+  return sm90::with_sharers(job, merge);
 }
 
 template <class T>
