@@ -58,9 +58,9 @@ function(cinch_cuda_plugin)
   target_link_libraries(cinch_cuda PRIVATE cinch_flags -Wl,--no-as-needed ${CINCH_TORCH_FOLDER}/lib/libtorch_cuda.so -Wl,--as-needed ${CINCH_CUDART})
   set(tests ${PROJECT_SOURCE_DIR}/tests/attention/cuda)
   file(GLOB decode_tests CONFIGURE_DEPENDS ${tests}/decode_*.cu)
-  list(FILTER objects INCLUDE REGEX "decode[^/]*$")
+  list(FILTER objects EXCLUDE REGEX "/describe[^/]*$")
   cinch_device_program(decode_device_test SOURCES ${decode_tests} OBJECTS ${objects})
-  list(FILTER objects EXCLUDE REGEX "latent_decode_sm90")  # the program compiles its own, with a watchdog
+  list(FILTER objects EXCLUDE REGEX "/latent_sm90[^/]*$")  # the program compiles its own, with a watchdog
   cinch_device_program(latent_sm90_device_test SOURCES ${tests}/latent_sm90_device_test.cu OBJECTS ${objects})
 endfunction()
 

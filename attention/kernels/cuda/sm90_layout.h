@@ -18,6 +18,8 @@ constexpr int kOperandRows = 64;         // M of every wgmma
 constexpr int kStep = 16;                // K of every wgmma of 16-bit elements
 constexpr int kWarpgroup = 128;
 
+CINCH_HOST_DEVICE constexpr int divided_up(int a, int b) { return (a + b - 1) / b; }
+
 /// Swizzle<3,4,3>: the 16-byte chunk within 128 bytes is exclusive-ored with the row within 8. For addresses whose base
 /// is a multiple of 1024.
 CINCH_HOST_DEVICE constexpr uint32_t swizzled(uint32_t address) { return address ^ ((address >> 3) & 0x70u); }

@@ -15,7 +15,7 @@
 
 // The kernel itself, compiled so that a wait that never ends is reported.
 #define CINCH_WATCHDOG
-#include "attention/kernels/cuda/latent_decode_sm90.cu"
+#include "attention/kernels/cuda/latent_sm90.cu"
 #include "attention/kernels/decode/decode_launch.h"
 
 namespace cinch::sm90 {

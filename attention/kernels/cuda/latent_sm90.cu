@@ -1,4 +1,4 @@
-#include "attention/kernels/cuda/latent_decode_sm90.h"
+#include "attention/kernels/cuda/latent_sm90.h"
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
@@ -6,9 +6,9 @@
 
 #include <type_traits>
 
-#include "attention/kernels/cuda/latent_decode_sm90_body.h"
+#include "attention/kernels/cuda/latent_sm90_block.h"
+#include "attention/kernels/cuda/latent_sm90_merge.h"
 #include "attention/kernels/cuda/sm90_machine.h"
-#include "attention/kernels/cuda/sm90_merge.h"
 #include "attention/kernels/decode/combine.h"
 
 namespace cinch::decode {

@@ -16,69 +16,11 @@
 
 #include <cstdint>
 
-#include "attention/kernels/cuda/sm90_layout.h"
+#include "attention/kernels/cuda/latent_sm90_items.h"
+#include "attention/kernels/cuda/latent_sm90_shape.h"
 #include "attention/kernels/decode/results.h"
-#include "attention/kernels/decode/split_plan.h"
 
 namespace cinch::sm90 {
-
-constexpr int kConsumers = 2 * kWarpgroup;
-constexpr int kThreads = kConsumers + kWarpgroup;
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-constexpr int kMostStages = 12;
-constexpr int kSharedLimit = 232448;  // bytes per block on sm_90
-
-CINCH_HOST_DEVICE constexpr int divided_up(int a, int b) { return (a + b - 1) / b; }
-
-/// Byte offsets in shared memory.
-struct SharedLayout {
-  int loaded;  // 64-column blocks that TMA brings per tile
-  uint32_t block, stage, q, exchange, state, barriers, total;
-  int stages;
-};
-
-/// columns: accumulated by one warpgroup. stages < 2 in the result: the shape does not fit.
-CINCH_HOST_DEVICE constexpr SharedLayout shared_layout(int width, int columns, bool split_columns, int tokens) {
-  SharedLayout layout{};
-  layout.loaded = divided_up(width, kBlockColumns);
-  const int value_blocks = columns / kBlockColumns * (split_columns ? 2 : 1);
-  layout.block = static_cast<uint32_t>(tokens * kRowBytes);
-  layout.stage = static_cast<uint32_t>(layout.loaded > value_blocks ? layout.loaded : value_blocks) * layout.block;
-  const uint32_t q = static_cast<uint32_t>(layout.loaded) * kOperandRows * kRowBytes;
-  const uint32_t exchange = split_columns ? static_cast<uint32_t>(tokens * kWarpgroup) : 0;
-  const uint32_t state = 4 * kOperandRows * sizeof(float);
-  const uint32_t barriers = (2 * kMostStages + 4) * 8;
-  const uint32_t ring = kSharedLimit - q - exchange - state - barriers;
-  layout.stages = q + exchange + state + barriers > kSharedLimit ? 0 : static_cast<int>(ring / layout.stage);
-  if (layout.stages > kMostStages) layout.stages = kMostStages;
-  layout.q = static_cast<uint32_t>(layout.stages) * layout.stage;
-  layout.exchange = layout.q + q;
-  layout.state = layout.exchange + exchange;
-  layout.barriers = layout.state + state;
-  layout.total = layout.barriers + barriers;
-  return layout;
-}
-
-/// The instances of LatentDecodeBlock.
-template <int kColumnsOfGroup, bool kSplit, int kTileTokens>
-struct Variant {
-  static constexpr int kColumns = kColumnsOfGroup, kTokens = kTileTokens;
-  static constexpr bool kSplitColumns = kSplit;
-};
-
-/// f(Variant) with the one for latent rank R <= 512 and row width R + Dr <= 640. tile_tokens: 32 or 64 where there is a
-/// choice (R > 256); 0 leaves it here.
-template <class F>
-auto with_variant(int rank, int width, int tile_tokens, F&& f) {
-  if (rank <= 64) return f(Variant<64, false, 64>{});
-  if (rank <= 128) return f(Variant<128, false, 64>{});
-  if (rank <= 192) return f(Variant<192, false, 64>{});
-  if (rank <= 256) return f(Variant<256, false, 64>{});
-  const bool narrow = rank <= 384;
-  const bool fits = shared_layout(width, narrow ? 192 : 256, true, 64).stages >= 2;
-  if (fits && tile_tokens != 32) return narrow ? f(Variant<192, true, 64>{}) : f(Variant<256, true, 64>{});
-  return narrow ? f(Variant<192, true, 32>{}) : f(Variant<256, true, 32>{});
-}
 
 /// T: decode::Bf16 or decode::Fp16.
 template <class Machine, class T, int kColumns, bool kSplitColumns, int kTokens>
@@ -86,7 +28,7 @@ class LatentDecodeBlock {
  public:
   using TensorMap = typename Machine::TensorMap;
 
-  /// cache, queries: maps of boxes of 64 columns by kTokens and 64 rows (latent_decode_sm90.cu).
+  /// cache, queries: maps of boxes of 64 columns by kTokens and 64 rows (latent_sm90.cu).
   CINCH_DEVICE LatentDecodeBlock(Machine& machine, const decode::DecodeJob& job, const TensorMap* cache,
                                  const TensorMap* queries)
       : m_(machine),
@@ -175,68 +117,20 @@ class LatentDecodeBlock {
     m_.sync_block();
   }
 
-  // ---- what this block has to do
-
-  /// Tiles [first_tile, end_tile) of a sequence, each with at least one visible token. place < 0: this is the whole
-  /// result, else that place of the partial ones.
-  struct Item {
-    int sequence, first_tile, end_tile, first_token, end_token, place;
-  };
-
-  class Items {
-   public:
-    CINCH_DEVICE Items(const decode::DecodeJob& job, int part)
-        : step_(job.step),
-          plan_(decode::SplitPlan::at(const_cast<int32_t*>(step_.plan), job.tiling.parts, step_.batch)),
-          part_(part),
-          begin_(plan_.points[part]),
-          end_(plan_.points[part + 1]),
-          sequence_(begin_.sequence) {}
-
-    CINCH_DEVICE decode::PlanPoint begin() const { return begin_; }
-    CINCH_DEVICE bool next(Item& item) {
-      for (; sequence_ < step_.batch && sequence_ <= end_.sequence; ++sequence_) {
-        const int length = step_.lengths[sequence_];
-        const decode::PlanShare share = plan_.shares[sequence_];
-        if (length <= 0) continue;
-        const int visible = decode::first_visible(length, step_.window);
-        const int first = sequence_ == begin_.sequence ? begin_.block : decode::first_block(length, step_.window);
-        const int end = sequence_ == end_.sequence ? end_.block : decode::end_block(length);
-        if (first >= end) continue;
-        const int first_tile = visible / kTokens, end_tile = divided_up(length, kTokens);
-        item = {sequence_++,
-                first * kTilesPerPage > first_tile ? first * kTilesPerPage : first_tile,
-                end * kTilesPerPage < end_tile ? end * kTilesPerPage : end_tile,
-                visible,
-                length,
-                share.count == 1 ? -1 : decode::partial_place(share, part_ - share.first)};
-        return true;
-      }
-      return false;
-    }
-
-   private:
-    const CinchDecodeStep& step_;
-    const decode::SplitPlan plan_;
-    const int part_;
-    const decode::PlanPoint begin_, end_;
-    int sequence_;
-  };
-
-  CINCH_DEVICE Items items() const { return Items(job_, m_.block_x()); }
+  CINCH_DEVICE WorkItems items() const { return WorkItems(job_, m_.block_x(), kTokens); }
 
   // ---- producer warps
 
   CINCH_DEVICE void load_tiles() {
-    Items work = items();
+    WorkItems work = items();
     const decode::PlanPoint at = work.begin();
     if (step_.block_table != nullptr && at.sequence < step_.batch) {
       m_.prefetch(step_.block_table + at.sequence * step_.block_table_stride + at.block);
     }
-    for (Item item; work.next(item);) load_tiles(item);
+    for (WorkItem item; work.next(item);) load_tiles(item);
   }
 
-  CINCH_DEVICE void load_tiles(const Item& item) {
+  CINCH_DEVICE void load_tiles(const WorkItem& item) {
     const uint32_t bytes = static_cast<uint32_t>(layout_.loaded) * layout_.block;
     const int32_t* table =
         step_.block_table == nullptr ? nullptr : step_.block_table + item.sequence * step_.block_table_stride;
@@ -268,8 +162,8 @@ class LatentDecodeBlock {
   /// A warp of its own: the next sequence's queries wait for the last one's scores, its tiles do not.
   CINCH_DEVICE void load_queries() {
     constexpr uint32_t kBlock = kOperandRows * kRowBytes;
-    Items work = items();
-    for (Item item; work.next(item); queries_parity_ ^= 1) {
+    WorkItems work = items();
+    for (WorkItem item; work.next(item); queries_parity_ ^= 1) {
       if (leads_warp()) {
         m_.barrier_wait(queries_empty(), queries_parity_ ^ 1);
         m_.barrier_expect(queries_full(), static_cast<uint32_t>(layout_.loaded) * kBlock);
@@ -306,8 +200,8 @@ class LatentDecodeBlock {
   /// kSplitColumns: every tile, columns from kGroup * kColumns on.
   template <int kGroup>
   CINCH_DEVICE void compute_columns() {
-    Items work = items();
-    for (Item item; work.next(item);) {
+    WorkItems work = items();
+    for (WorkItem item; work.next(item);) {
       begin();
       if constexpr (kGroup == 0) await_queries();
       for (int t = item.first_tile; t < item.end_tile; ++t, place_ = after(place_, 1)) {
@@ -328,8 +222,8 @@ class LatentDecodeBlock {
 
   /// Not kSplitColumns: every other tile.
   CINCH_DEVICE void compute_tiles() {
-    Items work = items();
-    for (Item item; work.next(item);) {
+    WorkItems work = items();
+    for (WorkItem item; work.next(item);) {
       begin();
       await_queries();
       place_ = after(place_, group_);
@@ -356,7 +250,7 @@ class LatentDecodeBlock {
   }
 
   /// Scores of the tile at place_, then probabilities_ of it relative to the new maximum, and rescale_.
-  CINCH_DEVICE void score_tile(const Item& item, int t) {
+  CINCH_DEVICE void score_tile(const WorkItem& item, int t) {
     const int first = item.first_token - t * kTokens, end = item.end_token - t * kTokens;  // visible rows
     if (first > 0 || end < kTokens) clear_rows(first, end);
     float scores[kScores];
@@ -550,7 +444,7 @@ class LatentDecodeBlock {
   }
 
   /// Accumulators [first, first + count), whose column 0 is output column `column_0`.
-  CINCH_DEVICE void store(const Item& item, int first, int count, int column_0) {
+  CINCH_DEVICE void store(const WorkItem& item, int first, int count, int column_0) {
     const int rank = step_.kv_lora_rank;
     CINCH_UNROLL
     for (int r = 0; r < 2; ++r) {

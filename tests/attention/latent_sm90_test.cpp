@@ -1,5 +1,5 @@
 // The sm_90 latent decode on the emulator: the code that the GPU runs, block by block, against fp64.
-#include "attention/kernels/cuda/latent_decode_sm90_body.h"
+#include "attention/kernels/cuda/latent_sm90_block.h"
 
 #include <gtest/gtest.h>
 
@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "attention/kernels/cuda/latent_decode_sm90.h"
-#include "attention/kernels/cuda/sm90_merge.h"
+#include "attention/kernels/cuda/latent_sm90.h"
+#include "attention/kernels/cuda/latent_sm90_merge.h"
 #include "attention/kernels/decode/combine.h"
 #include "attention/kernels/decode/plan_block.h"
 #include "tests/attention/decode_cases.h"

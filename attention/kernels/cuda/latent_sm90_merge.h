@@ -1,5 +1,5 @@
 // Merges the partial results of latent decode on sm_90, without a value map (decode/combine.h tells the formula).
-// `Machine` as in latent_decode_sm90_body.h.
+// `Machine` as in latent_sm90_block.h.
 #pragma once
 
 #include <type_traits>
