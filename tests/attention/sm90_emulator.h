@@ -119,6 +119,7 @@ class Emulator {
   void hold(V (&)[kCount]) {}
   template <int kCount>
   void wgmma_fence(float (&)[kCount]) {}
+  void wgmma_order() {}
   void wgmma_commit();
   template <int kCount>
   void wgmma_wait(float (&)[kCount]) {

@@ -254,12 +254,15 @@ class LatentDecodeBlock {
     const int first = item.first_token - t * kTokens, end = item.end_token - t * kTokens;  // visible rows
     if (first > 0 || end < kTokens) clear_rows(first, end);
     float scores[kScores];
-    const int steps = divided_up(width_, kStep);
     m_.wgmma_fence(scores);
-    CINCH_UNROLL_BY_4
-    for (int k = 0; k < steps; ++k) {
-      m_.template multiply_shared<T>(scores, row_operand(q(), kOperandRows, k),
-                                     row_operand(tile(place_.stage), kTokens, k), k > 0);
+    for (int block = 0; block < layout_.loaded; ++block) {  // columns beyond the width are 0 in both
+      m_.wgmma_order();
+      CINCH_UNROLL
+      for (int i = 0; i < kBlockColumns / kStep; ++i) {
+        const int k = block * (kBlockColumns / kStep) + i;
+        m_.template multiply_shared<T>(scores, row_operand(q(), kOperandRows, k),
+                                       row_operand(tile(place_.stage), kTokens, k), k > 0);
+      }
     }
     m_.wgmma_commit();
     m_.wgmma_wait(scores);

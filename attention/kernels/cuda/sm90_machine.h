@@ -204,8 +204,10 @@ class Gpu {
   template <int kCount>
   __device__ __forceinline__ static void wgmma_fence(float (&d)[kCount]) {
     hold(d);
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    wgmma_order();
   }
+  /// Among multiplications on the same registers, at the head of a loop: the compiler would add it.
+  __device__ __forceinline__ static void wgmma_order() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
   __device__ __forceinline__ static void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
