@@ -153,7 +153,8 @@ void bench(int only_rank) {
   std::printf("   R   Dr    H batch context  rot        us     GB/s   copy        us     GB/s   copy\n");
   for (const int rank : {64, 96, 128, 192, 256, 320, 384, 448, 512}) {
     if (only_rank > 0 && rank != only_rank) continue;
-    for (const int heads : {9, 16, 32, 64}) {
+    for (const int heads : {9, 16, 32, 64, 128}) {
+      if (heads == 128 && rank != 128 && rank != 512) continue;
       for (const Shape shape : {Shape{64, 8192}, Shape{16, 32768}, Shape{1, 32768}}) {
         bench_shape(rank, 64, heads, shape, pool, copy);
         if (rank > 256 && heads == 16) bench_shape(rank, 64, heads, shape, pool, copy, {32});
