@@ -59,11 +59,8 @@ class EmulatedRun {
     const int rank = job_.step.kv_lora_rank;
     sm90::with_variant(rank, rank + job_.step.qk_rope_head_dim, tile_tokens_,
                        [&](auto variant) { stream<T>(variant); });
-    if (job_.step.v_head_dim > 0) {
-      map_values<T>();
-    } else {
-      sm90::with_sharers(job_, [&](auto sharers) { merge<T, decltype(sharers)::value>(); });
-    }
+    sm90::with_sharers(job_, [&](auto sharers) { merge<T, decltype(sharers)::value>(); });
+    if (job_.step.v_head_dim > 0) map_values<T>();
   }
 
   template <class T>
@@ -74,7 +71,7 @@ class EmulatedRun {
       emulator::run(threads, [&](int thread) {
         const Combine<T> combine(job_, block, t.parts, thread);
         combine.prefetch();
-        combine.run();
+        combine.map();
       });
     }
   }

@@ -29,10 +29,9 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
 #endif  // elsewhere sm90_missing refuses
 }
 
-// The combine is launched while latent_kernel still runs (programmatic dependent launch) and takes the places that it
-// leaves. The plan is there by then, results are there after griddepcontrol.wait.
+// What follows is launched while the kernel before still runs (programmatic dependent launch) and takes the places that
+// it leaves. The plan is there by then, results are there after griddepcontrol.wait.
 
-/// With value_map.
 template <class T>
 __global__ void map_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -41,11 +40,10 @@ __global__ void map_kernel(const __grid_constant__ DecodeJob job) {
   combine.prefetch();
   sm90::Gpu::await_dependencies();
   sm90::Gpu::launch_dependents();
-  combine.run();
+  combine.map();
 #endif
 }
 
-/// Without.
 template <class T, int kSharers>
 __global__ void __launch_bounds__(sm90::kMergeThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -143,22 +141,22 @@ cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t launch_combine(const DecodeJob& job, cudaStream_t stream) {
-  const Tiling& t = job.tiling;
-  if (job.step.v_head_dim > 0) {
-    const auto kernel = &map_kernel<T>;
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
-    if (status != cudaSuccess) return status;
-    return launch_dependent(kernel, dim3(static_cast<unsigned>(t.parts)), 32 * t.warps * t.row_groups,
-                            static_cast<size_t>(t.shared_bytes), stream, job);
-  }
-  const auto merge = [&](auto sharers) {
+cudaError_t launch_merge(const DecodeJob& job, cudaStream_t stream) {
+  return sm90::with_sharers(job, [&](auto sharers) {
     constexpr int kSharers = decltype(sharers)::value;
     return launch_dependent(&merge_kernel<T, kSharers>, dim3(static_cast<unsigned>(merge_blocks(job, kSharers))),
                             sm90::kMergeThreads, kSharers > 1 ? sm90::kMergeShared : 0, stream, job);
-  };
-  return sm90::with_sharers(job, merge);
+  });
+}
+
+template <class T>
+cudaError_t launch_map(const DecodeJob& job, cudaStream_t stream) {
+  const Tiling& t = job.tiling;
+  const auto kernel = &map_kernel<T>;
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
+  if (status != cudaSuccess) return status;
+  return launch_dependent(kernel, dim3(static_cast<unsigned>(t.parts)), 32 * t.warps * t.row_groups,
+                          static_cast<size_t>(t.shared_bytes), stream, job);
 }
 
 template <class T>
@@ -169,7 +167,8 @@ cudaError_t launch(const DecodeJob& job, cudaStream_t stream, Sm90Wish wish) {
     status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, wish.tile_tokens,
                                 [&](auto variant) { return launch_stream<T, decltype(variant)>(job, stream); });
   }
-  if (status == cudaSuccess && (job.phases & kCombine) != 0) status = launch_combine<T>(job, stream);
+  if (status == cudaSuccess && (job.phases & kMerge) != 0) status = launch_merge<T>(job, stream);
+  if (status == cudaSuccess && (job.phases & kMap) != 0 && job.step.v_head_dim > 0) status = launch_map<T>(job, stream);
   return status;
 }
 

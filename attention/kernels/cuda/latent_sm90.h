@@ -1,5 +1,5 @@
 // Latent decode with TMA and wgmma on devices of compute capability 9.0: what it covers, and its launch. Takes the plan
-// and the scratch of the other decode kernels (decode_abi.h) and ends with their combine.
+// and the scratch of the other decode kernels (decode_abi.h) and ends with their value map.
 #pragma once
 
 #include <cstdint>

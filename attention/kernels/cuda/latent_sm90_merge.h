@@ -1,4 +1,5 @@
-// Merges the partial results of latent decode on sm_90, without a value map (decode/combine.h tells the formula).
+// Merges the partial results of latent decode on sm_90 (decode/combine.h tells the formula), in a launch of its own:
+// many small thread blocks, which begin as the streaming ones leave.
 // `Machine` as in latent_sm90_block.h.
 #pragma once
 

@@ -128,7 +128,7 @@ void bench_shape(int rank, int rope, int heads, Shape shape, const Device<uint32
           for (int i = 0; i < rotations; ++i) {
             DecodeJob one = work.job;
             one.step.block_table = table.get() + i * step_pages;
-            run_job(one, combine == 1 ? decode::kStream | decode::kCombine : decode::kStream, stream, wish);
+            run_job(one, combine == 1 ? decode::kAllPhases : decode::kStream, stream, wish);
           }
         },
         rotations, 7);
