@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
+#include "attention/kernels/cuda/latent_sm90.h"
 #include "attention/kernels/decode/decode_launch.h"
 #include "attention/kernels/decode/plan_block.h"
 
@@ -19,11 +20,31 @@ int32_t report(int status, char* error, uint64_t error_size) {
   return -1;
 }
 
-int32_t tile(const CinchDecodeStep& step, Tiling& tiling, char* error, uint64_t error_size) {
+/// Which kernel, and its tiling.
+struct Choice {
+  Tiling tiling;
+  CinchDecodeKernel kernel;
+};
+
+int32_t choose(const CinchDecodeStep& step, Choice& choice, char* error, uint64_t error_size) {
   Multiprocessor processor{};
-  const int status = current_multiprocessor(processor);
+  int device = 0, major = 0, minor = 0;
+  int status = current_multiprocessor(processor);
+  if (status == cudaSuccess) status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (status != cudaSuccess) return report(status, error, error_size);
-  return choose_tiling(step, processor, {}, tiling, error, error_size) ? 0 : -1;
+  const char* const missing = sm90_missing(step, major, minor);
+  if (step.kernel == CINCH_DECODE_SM90 && missing != nullptr) {
+    snprintf(error, error_size, "the sm_90 kernel does not cover this step: %s", missing);
+    return -1;
+  }
+  const bool sm90 = step.kernel != CINCH_DECODE_MMA && missing == nullptr;
+  choice.kernel = sm90 ? CINCH_DECODE_SM90 : CINCH_DECODE_MMA;
+  return (sm90 ? choose_sm90_tiling(step, processor, choice.tiling, error, error_size)
+               : choose_tiling(step, processor, {}, choice.tiling, error, error_size))
+             ? 0
+             : -1;
 }
 
 }  // namespace
@@ -68,8 +89,10 @@ using namespace cinch::decode;
 
 extern "C" int32_t cinch_decode_sizes(const CinchDecodeStep* step, CinchDecodeSizes* sizes, char* error,
                                       uint64_t error_size) {
-  Tiling tiling{};
-  if (tile(*step, tiling, error, error_size) != 0) return -1;
+  Choice choice{};
+  if (choose(*step, choice, error, error_size) != 0) return -1;
+  const Tiling& tiling = choice.tiling;
+  sizes->kernel = choice.kernel;
   sizes->parts = tiling.parts;
   sizes->resident = tiling.resident;
   sizes->plan_bytes = SplitPlan::bytes(tiling.parts, step->batch);
@@ -83,10 +106,13 @@ extern "C" int32_t cinch_decode_plan(int32_t* plan, int32_t parts, const int32_t
 }
 
 extern "C" int32_t cinch_decode_run(const CinchDecodeStep* step, void* stream, char* error, uint64_t error_size) {
+  Choice choice{};
+  if (choose(*step, choice, error, error_size) != 0) return -1;
   DecodeJob job{};
   job.step = *step;
-  if (tile(*step, job.tiling, error, error_size) != 0) return -1;
+  job.tiling = choice.tiling;
   job.scratch = scratch_layout(*step, job.tiling.parts, job.tiling.value_columns);
   job.phases = kAllPhases;
-  return report(launch_decode(job, stream), error, error_size);
+  const auto launch = choice.kernel == CINCH_DECODE_SM90 ? &launch_latent_sm90 : &launch_decode;
+  return report(launch(job, stream), error, error_size);
 }

@@ -160,11 +160,11 @@ cudaError_t launch_map(const DecodeJob& job, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t launch(const DecodeJob& job, cudaStream_t stream, Sm90Wish wish) {
+cudaError_t launch(const DecodeJob& job, int tile_tokens, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   if ((job.phases & kStream) != 0) {
     const int rank = job.step.kv_lora_rank;
-    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, wish.tile_tokens,
+    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, tile_tokens,
                                 [&](auto variant) { return launch_stream<T, decltype(variant)>(job, stream); });
   }
   if (status == cudaSuccess && (job.phases & kMerge) != 0) status = launch_merge<T>(job, stream);
@@ -174,9 +174,11 @@ cudaError_t launch(const DecodeJob& job, cudaStream_t stream, Sm90Wish wish) {
 
 }  // namespace
 
-int launch_latent_sm90(const DecodeJob& job, void* stream, Sm90Wish wish) {
+int launch_latent_sm90(const DecodeJob& job, void* stream) { return launch_latent_sm90_tiles(job, 0, stream); }
+
+int launch_latent_sm90_tiles(const DecodeJob& job, int tile_tokens, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, on, wish) : launch<Fp16>(job, on, wish);
+  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, tile_tokens, on) : launch<Fp16>(job, tile_tokens, on);
 }
 
 #ifdef CINCH_WATCHDOG

@@ -37,15 +37,14 @@ inline bool choose_sm90_tiling(const CinchDecodeStep& step, const Multiprocessor
   return true;
 }
 
-/// For experiments; 0 leaves the choice to the kernel.
-struct Sm90Wish {
-  int tile_tokens = 0;  // 32 or 64, where both are compiled
-};
-
 /// The step's phases (job.phases) on `stream`, a cudaStream_t; job.tiling from choose_sm90_tiling. Returns a
 /// cudaError_t, 0: done. cudaErrorInvalidValue where a tensor map is refused: strides of q and of the cache must be
 /// multiples of 8, sequences of a dense cache at least a token apart.
-int launch_latent_sm90(const DecodeJob& job, void* stream, Sm90Wish wish = {});
+int launch_latent_sm90(const DecodeJob& job, void* stream);
+
+/// The same with tiles of 32 or 64 tokens where both are compiled (R > 256); 0 leaves it to the kernel. For
+/// experiments.
+int launch_latent_sm90_tiles(const DecodeJob& job, int tile_tokens, void* stream);
 
 #ifdef CINCH_WATCHDOG
 /// Where a wait that never ends is reported: {1, block x, block y, thread, barrier's offset, parity}, in mapped memory.

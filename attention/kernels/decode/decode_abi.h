@@ -21,6 +21,9 @@
 #include <stdint.h>
 
 enum CinchDecodeKind { CINCH_DECODE_GROUPED = 0, CINCH_DECODE_LATENT = 1 };
+/* Which kernel runs: the first that covers the step, sm_90 before mma; or one that is forced, and fails where it does
+ * not cover the step. */
+enum CinchDecodeKernel { CINCH_DECODE_ANY = 0, CINCH_DECODE_MMA = 1, CINCH_DECODE_SM90 = 2 };
 enum CinchDecodeType { CINCH_DECODE_BF16 = 0, CINCH_DECODE_FP16 = 1 };
 
 /* Tokens of one page of a paged cache, and the unit of the split plan. */
@@ -37,8 +40,9 @@ struct CinchDecodeCache {
 
 /* One decode step of one layer. A zeroed field means "without". */
 struct CinchDecodeStep {
-  int32_t kind; /* CinchDecodeKind */
-  int32_t type; /* CinchDecodeType of q, caches, out, value_map and value_bias */
+  int32_t kind;   /* CinchDecodeKind */
+  int32_t type;   /* CinchDecodeType of q, caches, out, value_map and value_bias */
+  int32_t kernel; /* CinchDecodeKernel */
 
   int32_t batch;            /* B */
   int32_t n_heads;          /* H */
@@ -79,6 +83,7 @@ struct CinchDecodeSizes {
   uint64_t scratch_bytes;
   int32_t parts;    /* of the split plan: shapes with equal parts, batch and window can share one plan */
   int32_t resident; /* thread blocks that the kernel runs on each multiprocessor */
+  int32_t kernel;   /* CinchDecodeKernel that will run */
 };
 
 #ifdef __cplusplus
