@@ -50,7 +50,6 @@ class Emulator {
 
   void await_dependencies() {}
   void launch_dependents() {}
-  void prefetch(const void*) {}
 
   void barrier_init(uint32_t barrier, int arrivals);
   void fence_barrier_init() {}
@@ -119,7 +118,6 @@ class Emulator {
   void hold(V (&)[kCount]) {}
   template <int kCount>
   void wgmma_fence(float (&)[kCount]) {}
-  void wgmma_order() {}
   void wgmma_commit();
   template <int kCount>
   void wgmma_wait(float (&)[kCount]) {

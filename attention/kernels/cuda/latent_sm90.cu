@@ -29,21 +29,18 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
 #endif  // elsewhere sm90_missing refuses
 }
 
-// What follows is launched while the kernel before still runs (programmatic dependent launch) and takes the places that
-// it leaves. The plan is there by then, results are there after griddepcontrol.wait.
-
 template <class T>
 __global__ void map_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
                            static_cast<int>(threadIdx.x));
   combine.prefetch();
-  sm90::Gpu::await_dependencies();
-  sm90::Gpu::launch_dependents();
   combine.map();
 #endif
 }
 
+/// Launched while latent_kernel still runs (programmatic dependent launch); takes the places that it leaves. The plan
+/// is there by then, results are there after griddepcontrol.wait.
 template <class T, int kSharers>
 __global__ void __launch_bounds__(sm90::kMergeThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -102,23 +99,6 @@ MapRequest cache_request(const CinchDecodeStep& step, int width, int tile_tokens
   return request;
 }
 
-/// Lets the kernel begin before the one ahead of it on the stream has ended; it waits by itself.
-template <class... Parameters, class... Arguments>
-cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                             cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
 template <class T, class V>
 cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
   const CinchDecodeStep& step = job.step;
@@ -137,15 +117,25 @@ cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
   if (status != cudaSuccess) return status;
   const dim3 grid(static_cast<unsigned>(job.tiling.parts),
                   static_cast<unsigned>(divided_up(step.n_heads, sm90::kOperandRows)));
-  return launch_dependent(kernel, grid, sm90::kThreads, layout.total, stream, job, cache, queries);
+  kernel<<<grid, sm90::kThreads, layout.total, stream>>>(job, cache, queries);
+  return cudaGetLastError();
 }
 
 template <class T>
 cudaError_t launch_merge(const DecodeJob& job, cudaStream_t stream) {
   return sm90::with_sharers(job, [&](auto sharers) {
     constexpr int kSharers = decltype(sharers)::value;
-    return launch_dependent(&merge_kernel<T, kSharers>, dim3(static_cast<unsigned>(merge_blocks(job, kSharers))),
-                            sm90::kMergeThreads, kSharers > 1 ? sm90::kMergeShared : 0, stream, job);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = (job.phases & kStream) != 0 ? 1 : 0;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(merge_blocks(job, kSharers)));
+    config.blockDim = dim3(sm90::kMergeThreads);
+    config.dynamicSmemBytes = kSharers > 1 ? sm90::kMergeShared : 0;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, &merge_kernel<T, kSharers>, job);
   });
 }
 
@@ -155,8 +145,8 @@ cudaError_t launch_map(const DecodeJob& job, cudaStream_t stream) {
   const auto kernel = &map_kernel<T>;
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
   if (status != cudaSuccess) return status;
-  return launch_dependent(kernel, dim3(static_cast<unsigned>(t.parts)), 32 * t.warps * t.row_groups,
-                          static_cast<size_t>(t.shared_bytes), stream, job);
+  kernel<<<t.parts, 32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), stream>>>(job);
+  return cudaGetLastError();
 }
 
 template <class T>

@@ -22,16 +22,12 @@ inline const char* sm90_missing(const CinchDecodeStep& step, int compute_major, 
   return nullptr;
 }
 
-/// As choose_tiling, with the parts of this kernel's grid: one thread block per multiprocessor, or up to 4 % fewer that
-/// batch divides: equal sequences are then cut into equal parts, and the memory is as busy with a few idle
-/// multiprocessors.
+/// As choose_tiling, with the parts of this kernel's grid: one thread block per multiprocessor.
 inline bool choose_sm90_tiling(const CinchDecodeStep& step, const Multiprocessor& processor, Tiling& tiling,
                                char* error, uint64_t error_size) {
   TilingWish wish;
   const int head_blocks = (step.n_heads + kSm90Heads - 1) / kSm90Heads;
-  const int most = processor.count > head_blocks ? processor.count / head_blocks : 1;
-  const int even = step.batch > 0 ? most / step.batch * step.batch : 0;
-  wish.parts = 25 * even >= 24 * most ? even : most;
+  wish.parts = processor.count > head_blocks ? processor.count / head_blocks : 1;
   if (!choose_tiling(step, processor, wish, tiling, error, error_size)) return false;
   tiling.resident = 1;
   return true;

@@ -44,9 +44,8 @@ class LatentDecodeBlock {
         first_head_(machine.block_y() * kOperandRows) {}
 
   CINCH_DEVICE void run() {
+    m_.launch_dependents();  // the merge, which waits for the end of this kernel
     initialise_barriers();
-    m_.await_dependencies();
-    m_.launch_dependents();
     if (group_ == 2) {
       m_.template give_registers<kProducerRegisters>();
       if (thread_ / 32 == 0) load_tiles();
@@ -111,8 +110,6 @@ class LatentDecodeBlock {
       m_.barrier_init(handed_over(), 4);
       m_.barrier_init(taken(), 4);
       m_.fence_barrier_init();
-      m_.prefetch(cache_);
-      m_.prefetch(queries_);
     }
     m_.sync_block();
   }
@@ -123,10 +120,6 @@ class LatentDecodeBlock {
 
   CINCH_DEVICE void load_tiles() {
     WorkItems work = items();
-    const decode::PlanPoint at = work.begin();
-    if (step_.block_table != nullptr && at.sequence < step_.batch) {
-      m_.prefetch(step_.block_table + at.sequence * step_.block_table_stride + at.block);
-    }
     for (WorkItem item; work.next(item);) load_tiles(item);
   }
 
@@ -254,15 +247,12 @@ class LatentDecodeBlock {
     const int first = item.first_token - t * kTokens, end = item.end_token - t * kTokens;  // visible rows
     if (first > 0 || end < kTokens) clear_rows(first, end);
     float scores[kScores];
+    const int steps = divided_up(width_, kStep);
     m_.wgmma_fence(scores);
-    for (int block = 0; block < layout_.loaded; ++block) {  // columns beyond the width are 0 in both
-      m_.wgmma_order();
-      CINCH_UNROLL
-      for (int i = 0; i < kBlockColumns / kStep; ++i) {
-        const int k = block * (kBlockColumns / kStep) + i;
-        m_.template multiply_shared<T>(scores, row_operand(q(), kOperandRows, k),
-                                       row_operand(tile(place_.stage), kTokens, k), k > 0);
-      }
+    CINCH_UNROLL_BY_4
+    for (int k = 0; k < steps; ++k) {
+      m_.template multiply_shared<T>(scores, row_operand(q(), kOperandRows, k),
+                                     row_operand(tile(place_.stage), kTokens, k), k > 0);
     }
     m_.wgmma_commit();
     m_.wgmma_wait(scores);

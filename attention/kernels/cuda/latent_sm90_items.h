@@ -24,7 +24,6 @@ class WorkItems {
         end_(plan_.points[part + 1]),
         sequence_(begin_.sequence) {}
 
-  CINCH_DEVICE decode::PlanPoint begin() const { return begin_; }
   CINCH_DEVICE bool next(WorkItem& item) {
     for (; sequence_ < step_.batch && sequence_ <= end_.sequence; ++sequence_) {
       const int length = step_.lengths[sequence_];

@@ -55,7 +55,6 @@ class LatentMerge {
         decode::SplitPlan::at(const_cast<int32_t*>(step_.plan), job_.tiling.parts, step_.batch);
     share_ = sequence_ < step_.batch ? plan.shares[sequence_] : decode::PlanShare{0, 1};
     m_.await_dependencies();  // the plan is older
-    m_.launch_dependents();
     if (share_.count != 1) sum_parts();
     if constexpr (kSharers > 1) gather();
     // Of one part: that has written the result.

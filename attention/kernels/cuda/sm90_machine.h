@@ -99,12 +99,6 @@ class Gpu {
   __device__ __forceinline__ static void await_dependencies() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
   /// The next kernel may begin, as far as there is room, when all thread blocks have said this.
   __device__ __forceinline__ static void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
-  __device__ __forceinline__ static void prefetch(const TensorMap* map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map));
-  }
-  __device__ __forceinline__ static void prefetch(const int32_t* address) {
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
-  }
 
   // ---- order and other barriers
 
@@ -204,10 +198,8 @@ class Gpu {
   template <int kCount>
   __device__ __forceinline__ static void wgmma_fence(float (&d)[kCount]) {
     hold(d);
-    wgmma_order();
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
   }
-  /// Among multiplications on the same registers, at the head of a loop: the compiler would add it.
-  __device__ __forceinline__ static void wgmma_order() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
   __device__ __forceinline__ static void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   }
