@@ -15,7 +15,6 @@ namespace cinch::decode {
 namespace {
 
 using sm90::divided_up;
-using sm90::merge_blocks;
 using sm90::SharedLayout;
 
 template <class T, int kColumns, bool kSplitColumns, int kTokens>
@@ -29,18 +28,20 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
 #endif  // elsewhere sm90_missing refuses
 }
 
+// Both are launched while latent_kernel still runs (programmatic dependent launch) and take the places that it leaves.
+// The plan is there by then, results are there after griddepcontrol.wait.
+
 template <class T>
-__global__ void map_kernel(const __grid_constant__ DecodeJob job) {
+__global__ void combine_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
                            static_cast<int>(threadIdx.x));
   combine.prefetch();
-  combine.map();
+  sm90::Gpu::await_dependencies();
+  combine.run();
 #endif
 }
 
-/// Launched while latent_kernel still runs (programmatic dependent launch); takes the places that it leaves. The plan
-/// is there by then, results are there after griddepcontrol.wait.
 template <class T, int kSharers>
 __global__ void __launch_bounds__(sm90::kMergeThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -121,54 +122,67 @@ cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <class T>
-cudaError_t launch_merge(const DecodeJob& job, cudaStream_t stream) {
-  return sm90::with_sharers(job, [&](auto sharers) {
-    constexpr int kSharers = decltype(sharers)::value;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = (job.phases & kStream) != 0 ? 1 : 0;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(merge_blocks(job, kSharers)));
-    config.blockDim = dim3(sm90::kMergeThreads);
-    config.dynamicSmemBytes = kSharers > 1 ? sm90::kMergeShared : 0;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, &merge_kernel<T, kSharers>, job);
-  });
-}
-
-template <class T>
-cudaError_t launch_map(const DecodeJob& job, cudaStream_t stream) {
-  const Tiling& t = job.tiling;
-  const auto kernel = &map_kernel<T>;
-  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
+/// A kernel that waits by itself for the one ahead of it on the stream.
+cudaError_t launch_dependent(void (*kernel)(DecodeJob), int64_t blocks, int threads, size_t shared_bytes,
+                             const DecodeJob& job, cudaStream_t stream) {
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   if (status != cudaSuccess) return status;
-  kernel<<<t.parts, 32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), stream>>>(job);
-  return cudaGetLastError();
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = (job.phases & kStream) != 0 ? 1 : 0;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, job);
 }
 
 template <class T>
-cudaError_t launch(const DecodeJob& job, int tile_tokens, cudaStream_t stream) {
+cudaError_t launch_combine(const DecodeJob& job, bool own_merge, cudaStream_t stream) {
+  const Tiling& t = job.tiling;
+  const bool mapped = job.step.v_head_dim > 0;
+  if (own_merge && !mapped) {
+    return sm90::with_sharers(job, [&](auto sharers) {
+      constexpr int kSharers = decltype(sharers)::value;
+      return launch_dependent(&merge_kernel<T, kSharers>, sm90::merge_blocks(job, kSharers), sm90::kMergeThreads,
+                              kSharers > 1 ? sm90::kMergeShared : 0, job, stream);
+    });
+  }
+  const int warps = t.warps * t.row_groups, columns = divided_up(t.value_columns, 128);
+  const int64_t merging = (int64_t{job.step.batch} * job.step.n_heads * columns + warps - 1) / warps;
+  const int64_t most = int64_t{8} * t.parts;
+  return launch_dependent(&combine_kernel<T>,
+                          mapped           ? t.parts
+                          : merging < most ? merging
+                                           : most,
+                          32 * warps, mapped ? static_cast<size_t>(t.shared_bytes) : 0, job, stream);
+}
+
+template <class T>
+cudaError_t launch(const DecodeJob& job, const Sm90Options& options, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   if ((job.phases & kStream) != 0) {
     const int rank = job.step.kv_lora_rank;
-    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, tile_tokens,
+    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, options.tile_tokens,
                                 [&](auto variant) { return launch_stream<T, decltype(variant)>(job, stream); });
   }
-  if (status == cudaSuccess && (job.phases & kMerge) != 0) status = launch_merge<T>(job, stream);
-  if (status == cudaSuccess && (job.phases & kMap) != 0 && job.step.v_head_dim > 0) status = launch_map<T>(job, stream);
+  if (status == cudaSuccess && (job.phases & kCombine) != 0) {
+    status = launch_combine<T>(job, options.own_merge, stream);
+  }
   return status;
 }
 
 }  // namespace
 
-int launch_latent_sm90(const DecodeJob& job, void* stream) { return launch_latent_sm90_tiles(job, 0, stream); }
+int launch_latent_sm90(const DecodeJob& job, void* stream) { return launch_latent_sm90_with({}, job, stream); }
 
-int launch_latent_sm90_tiles(const DecodeJob& job, int tile_tokens, void* stream) {
+int launch_latent_sm90_with(const Sm90Options& options, const DecodeJob& job, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, tile_tokens, on) : launch<Fp16>(job, tile_tokens, on);
+  return job.step.type == CINCH_DECODE_BF16 ? launch<Bf16>(job, options, on) : launch<Fp16>(job, options, on);
 }
 
 #ifdef CINCH_WATCHDOG

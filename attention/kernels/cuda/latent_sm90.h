@@ -1,5 +1,5 @@
 // Latent decode with TMA and wgmma on devices of compute capability 9.0: what it covers, and its launch. Takes the plan
-// and the scratch of the other decode kernels (decode_abi.h) and ends with their value map.
+// and the scratch of the other decode kernels (decode_abi.h) and ends with their combine.
 #pragma once
 
 #include <cstdint>
@@ -38,9 +38,12 @@ inline bool choose_sm90_tiling(const CinchDecodeStep& step, const Multiprocessor
 /// multiples of 8, sequences of a dense cache at least a token apart.
 int launch_latent_sm90(const DecodeJob& job, void* stream);
 
-/// The same with tiles of 32 or 64 tokens where both are compiled (R > 256); 0 leaves it to the kernel. For
-/// experiments.
-int launch_latent_sm90_tiles(const DecodeJob& job, int tile_tokens, void* stream);
+/// For experiments.
+struct Sm90Options {
+  int tile_tokens = 0;     // 32 or 64 where both are compiled (R > 256); 0 leaves it to the kernel
+  bool own_merge = false;  // latent_sm90_merge.h in place of the common combine, without a value map; not yet timed
+};
+int launch_latent_sm90_with(const Sm90Options& options, const DecodeJob& job, void* stream);
 
 #ifdef CINCH_WATCHDOG
 /// Where a wait that never ends is reported: {1, block x, block y, thread, barrier's offset, parity}, in mapped memory.

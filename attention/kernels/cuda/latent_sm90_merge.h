@@ -1,5 +1,5 @@
-// Merges the partial results of latent decode on sm_90 (decode/combine.h tells the formula), in a launch of its own:
-// many small thread blocks, which begin as the streaming ones leave.
+// Merges the partial results of latent decode on sm_90 (decode/combine.h tells the formula), without a value map: many
+// small thread blocks, which begin as the streaming ones leave.
 // `Machine` as in latent_sm90_block.h.
 #pragma once
 

@@ -112,9 +112,9 @@ class Job {
   int32_t* plan_ = nullptr;
 };
 
-void run_job(DecodeJob job, int phases, cudaStream_t stream, int tile_tokens = 0) {
+void run_job(DecodeJob job, int phases, cudaStream_t stream, const decode::Sm90Options& options = {}) {
   job.phases = phases;
-  check(static_cast<cudaError_t>(decode::launch_latent_sm90_tiles(job, tile_tokens, stream)), "launch");
+  check(static_cast<cudaError_t>(decode::launch_latent_sm90_with(options, job, stream)), "launch");
 }
 
 }  // namespace
