@@ -28,9 +28,9 @@ function(cinch_find_cuda result)
   set(${result} TRUE PARENT_SCOPE)
 endfunction()
 
-# cinch_cuda_plugin(<sources.cu>...)
-function(cinch_cuda_plugin)
-  set(flags -std=c++17 -O3 -Xcompiler=-fPIC,-Wall -ccbin ${CMAKE_CXX_COMPILER} -I${PROJECT_SOURCE_DIR})
+# cinch_cuda_objects(<variable> <sources.cu>...): objects of all architectures. The log of ptxas stays beside each.
+function(cinch_cuda_objects result)
+  set(flags -std=c++17 -O3 -Xcompiler=-fPIC,-Wall -ccbin ${CMAKE_CXX_COMPILER} -I${PROJECT_SOURCE_DIR} -Xptxas=-v)
   foreach(architecture IN LISTS CINCH_CUDA_ARCHITECTURES)
     list(APPEND flags -gencode=arch=compute_${architecture},code=sm_${architecture})
   endforeach()
@@ -39,15 +39,47 @@ function(cinch_cuda_plugin)
   set(objects "")
   foreach(source IN LISTS ARGN)
     get_filename_component(name ${source} NAME_WE)
-    set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o)
+    set(object ${CMAKE_BINARY_DIR}/cuda/${name}.o)
     add_custom_command(OUTPUT ${object} DEPFILE ${object}.d DEPENDS ${source} VERBATIM COMMENT "Compiling ${name}.cu"
-      COMMAND ${CINCH_NVCC} ${flags} -MD -MF ${object}.d -c ${source} -o ${object})
+      COMMAND ${CMAKE_COMMAND} -DLOG=${CMAKE_BINARY_DIR}/cuda/${name}.ptxas -P ${PROJECT_SOURCE_DIR}/cmake/run_logged.cmake --
+        ${CINCH_NVCC} ${flags} -MD -MF ${object}.d -c ${source} -o ${object})
     list(APPEND objects ${object})
   endforeach()
-  add_library(cinch_cuda SHARED ${objects})
+  set(${result} ${objects} PARENT_SCOPE)
+endfunction()
+
+# cinch_cuda_plugin(<sources.cu>...)
+function(cinch_cuda_plugin)
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/cuda)
+  cinch_cuda_objects(objects ${ARGN})
+  add_library(cinch_cuda SHARED ${objects} ${PROJECT_SOURCE_DIR}/attention/kernels/decode/tiling.cpp)
   set_target_properties(cinch_cuda PROPERTIES LINKER_LANGUAGE CXX LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib INSTALL_RPATH "$ORIGIN")
   # libtorch_cuda is needed for what it registers when it is loaded, not for a symbol.
-  target_link_libraries(cinch_cuda PRIVATE -Wl,--no-as-needed ${CINCH_TORCH_FOLDER}/lib/libtorch_cuda.so -Wl,--as-needed ${CINCH_CUDART})
+  target_link_libraries(cinch_cuda PRIVATE cinch_flags -Wl,--no-as-needed ${CINCH_TORCH_FOLDER}/lib/libtorch_cuda.so -Wl,--as-needed ${CINCH_CUDART})
+  set(tests ${PROJECT_SOURCE_DIR}/tests/attention/cuda)
+  file(GLOB decode_tests CONFIGURE_DEPENDS ${tests}/decode_*.cu)
+  list(FILTER objects EXCLUDE REGEX "/describe[^/]*$")
+  cinch_device_program(decode_device_test SOURCES ${decode_tests} OBJECTS ${objects})
+  list(FILTER objects EXCLUDE REGEX "/latent_sm90[^/]*$")  # the program compiles its own, with a watchdog
+  cinch_device_program(latent_sm90_device_test SOURCES ${tests}/latent_sm90_device_test.cu OBJECTS ${objects})
+endfunction()
+
+# cinch_device_program(<name> SOURCES <.cu>... OBJECTS <.o>...): a test program for machines with a GPU, in one file that needs nothing but a
+# driver.
+function(cinch_device_program name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;OBJECTS" ${ARGN})
+  get_filename_component(toolkit ${CINCH_NVCC} REALPATH)
+  get_filename_component(toolkit ${toolkit} DIRECTORY)
+  find_library(CINCH_CUDART_STATIC libcudart_static.a NO_DEFAULT_PATH PATHS ${toolkit}/../lib64 ${toolkit}/../lib
+    ${toolkit}/../targets/x86_64-linux/lib ${CINCH_TORCH_FOLDER}/../nvidia/cu13/lib)
+  if(NOT CINCH_TESTS OR NOT CINCH_CUDART_STATIC)
+    return()
+  endif()
+  cinch_cuda_objects(objects ${ARG_SOURCES})
+  set(decode ${PROJECT_SOURCE_DIR}/attention/kernels/decode)
+  add_executable(${name} ${objects} ${ARG_OBJECTS} ${decode}/tiling.cpp ${decode}/reference.cpp)
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+  target_link_libraries(${name} PRIVATE cinch_flags ${CINCH_CUDART_STATIC} -static-libstdc++ -static-libgcc pthread dl rt)
 endfunction()
 
 # libcinch_nccl.so: GPUs of several processes. Where NCCL's header is (in LibTorch's own wheels, or the system's).
