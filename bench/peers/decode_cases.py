@@ -1,0 +1,147 @@
+"""What is decoded: cases of one layer's decode, their random inputs, and the fp64 reference that every kernel's result
+is compared with.
+
+Letters: B batch, H query heads, K KV heads, S cached tokens, D width of a key (latent: R + Dr), Dv width of a value
+(latent: R), P pages.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Optional
+
+import torch
+
+from triton_decode import PAGE
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Decode of one token per request. Latent attention: one KV head of kv_lora_rank + qk_rope_head_dim numbers."""
+
+    attention: str
+    batch: int
+    context: int
+    n_heads: int
+    n_kv_heads: int = 1
+    head_dim: int = 0
+    kv_lora_rank: int = 0
+    qk_rope_head_dim: int = 0
+
+    @property
+    def key_dim(self):
+        return self.head_dim or self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def value_dim(self):
+        return self.head_dim or self.kv_lora_rank
+
+    @property
+    def group(self):
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def scale(self):
+        return self.key_dim**-0.5
+
+    @property
+    def cache_bytes(self):
+        """What a decode step must read of a bf16 cache."""
+        row = self.key_dim if self.attention == "mla" else 2 * self.head_dim * self.n_kv_heads
+        return 2 * self.batch * self.context * row
+
+    def __str__(self):
+        latent = f"{self.kv_lora_rank}+{self.qk_rope_head_dim} H {self.n_heads}"
+        size = latent if self.attention == "mla" else f"{self.n_kv_heads}x{self.head_dim} g {self.group}"
+        return f"{self.attention} {size} B {self.batch} S {self.context}"
+
+
+def gqa(batch, context, group, head_dim, n_kv_heads=8):
+    return Case("gqa", batch, context, group * n_kv_heads, n_kv_heads, head_dim=head_dim)
+
+
+def mla(batch, context, n_heads, rank, rope_dim):
+    return Case("mla", batch, context, n_heads, kv_lora_rank=rank, qk_rope_head_dim=rope_dim)
+
+
+BATCHES, CONTEXTS = (1, 16, 64), (2048, 8192, 32768)
+GROUPS, HEAD_DIMS = (1, 4, 5, 6, 7, 8, 9, 12), (64, 128)
+RANKS, ROPE_DIMS, HEADS = (64, 96, 128, 192, 256, 320, 384, 448, 512), (32, 64), (9, 16, 32, 64, 128)
+
+
+def all_cases():
+    grid = list(itertools.product(BATCHES, CONTEXTS))
+    cases = [gqa(b, s, g, d) for d in HEAD_DIMS for g in GROUPS for b, s in grid]
+    return cases + [mla(b, s, h, r, dr) for r in RANKS for dr in ROPE_DIMS for h in HEADS for b, s in grid]
+
+
+def default_cases():
+    """Every group and rank at one size, every batch and context at one group and rank, every number of heads."""
+    grid = list(itertools.product(BATCHES, CONTEXTS))
+    cases = [gqa(16, 8192, g, 128) for g in GROUPS] + [gqa(b, s, 4, 128) for b, s in grid]
+    cases += [gqa(16, 8192, g, 64) for g in (4, 8)]
+    cases += [mla(16, 8192, 32, r, 64) for r in RANKS] + [mla(b, s, 32, 448, 64) for b, s in grid]
+    cases += [mla(64, 8192, h, r, 64) for r in (128, 512) for h in HEADS] + [mla(16, 8192, 32, 128, 32)]
+    return list(dict.fromkeys(cases))
+
+
+@dataclasses.dataclass
+class Inputs:
+    """q (B, H, D). Dense: k (B, K, S, D), v (B, K, S, Dv); paged: k (P, 64, K, D), v (P, 64, K, Dv), table (B, S/64).
+
+    Latent: v is a part of k. lengths: (B) int32.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    lengths: torch.Tensor
+    table: Optional[torch.Tensor] = None
+
+
+def make_inputs(case, copies, paged, device, dtype=torch.bfloat16):
+    """`copies` independent random inputs; the pages of all requests lie in random order."""
+
+    def random(*shape):
+        return torch.randn(copies, *shape, dtype=dtype, device=device)
+
+    pages = case.batch * -(-case.context // PAGE)
+    rows = (pages, PAGE, case.n_kv_heads) if paged else (case.batch, case.n_kv_heads, case.context)
+    q, k = random(case.batch, case.n_heads, case.key_dim), random(*rows, case.key_dim)
+    v = k[..., : case.value_dim] if case.attention == "mla" else random(*rows, case.value_dim)
+    lengths = torch.full((case.batch,), case.context, dtype=torch.int32, device=device)
+
+    def table():
+        return torch.randperm(pages, device=device, dtype=torch.int32).view(case.batch, -1) if paged else None
+
+    return [Inputs(q[i], k[i], v[i], lengths, table()) for i in range(copies)]
+
+
+def reference(case, inputs, request):
+    """out (H, Dv) of one request in fp64; zeros where it has no token."""
+    length = int(inputs.lengths[request])
+    if length == 0:
+        return torch.zeros(case.n_heads, case.value_dim, dtype=torch.float64, device=inputs.q.device)
+    k, v = inputs.k, inputs.v
+    if inputs.table is None:
+        k, v = k[request], v[request]
+    else:
+        pages = inputs.table[request].long()
+        k, v = (rows[pages].flatten(0, 1).transpose(0, 1) for rows in (k, v))
+    k, v = k[:, :length].double(), v[:, :length].double()
+    q = inputs.q[request].double().view(case.n_kv_heads, case.group, case.key_dim)
+    weights = torch.softmax(torch.einsum("kgd,ksd->kgs", q, k) * case.scale, -1)
+    return torch.einsum("kgs,ksv->kgv", weights, v).reshape(case.n_heads, case.value_dim)
+
+
+def error_of(case, inputs, out, requests):
+    """Largest relative Frobenius error of the requests' results; infinite where any number of all is not finite."""
+    if not torch.isfinite(out).all():
+        return math.inf
+    worst = 0.0
+    for request in requests:
+        want = reference(case, inputs, request)
+        norm = want.norm().item()
+        difference = (out[request].double() - want).norm().item()
+        worst = max(worst, difference / norm if norm > 0 else difference)
+    return worst
