@@ -151,10 +151,9 @@ def wide_blocks(main, group):
 
 def choose_splits(programs, slots, context):
     """Splits of the tokens: the fewest whose waves over `slots` resident programs are at least 85 % as full as the
-    best's (the rule of FlashAttention-3), with no split under 128 tokens and at most 64 splits.
+    best's (FlashAttention-3's rule, here also where the programs alone fill the device: a short last wave costs as
+    much then), with no split under 128 tokens and at most 64 splits.
     """
-    if programs >= 0.8 * slots:
-        return 1
     most = max(1, min(64, context // 128, slots))
     fullness = [programs * s / slots / math.ceil(programs * s / slots) for s in range(1, most + 1)]
     return next(s for s in range(1, most + 1) if fullness[s - 1] >= 0.85 * max(fullness))
