@@ -5,8 +5,8 @@ and latent (absorbed), as directly as its definition states it (loops over seque
     python3 tests/golden/attention/make_golden.py        # numpy 2.2
 
 Inputs are not in the file but follow from the case's seed (`numbers`), so that both sides make the same ones: multiples
-of 1/64 between -2 and 2, exact in bf16 and fp16. Results are in the file, of the longest double that numpy has, to 13
-digits.
+of 1/64 between -2 and 2, exact in bf16 and fp16. Results are in the file, of the longest double that numpy has, to
+13 digits.
 """
 
 import json
@@ -135,10 +135,8 @@ CASES = [
 
 
 def digits(x):
-    """Nested lists of 13 digits; null for the log-sum-exp of nothing."""
-    if isinstance(x, np.ndarray):
-        return [digits(each) for each in x]
-    return None if np.isinf(x) else float(f"{x:.13g}")
+    """All elements to 13 digits; null for the log-sum-exp of nothing."""
+    return [None if np.isinf(each) else float(f"{each:.13g}") for each in x.ravel()]
 
 
 def main():
@@ -148,7 +146,7 @@ def main():
         out, lse = (grouped if case["kind"] == "grouped" else latent)(case)
         golden.append(case | {"lse": digits(lse), "out": digits(out)})
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in golden)
-    (HERE / "decode.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (HERE / "decode.json").write_text(f'{{"cases":[\n{lines}\n]}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":
