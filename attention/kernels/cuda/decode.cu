@@ -1,0 +1,91 @@
+// The decode kernels' C border (attention/kernels/decode/decode_abi.h).
+#include <cuda_runtime.h>
+#include <stdio.h>
+
+#include "attention/kernels/decode/decode_launch.h"
+#include "attention/kernels/decode/plan_block.h"
+
+namespace cinch::decode {
+namespace {
+
+__global__ void __launch_bounds__(kPlanThreads)
+    plan_kernel(int32_t* memory, int32_t parts, const int32_t* lengths, int32_t batch, int32_t window) {
+  make_plan(SplitPlan::at(memory, parts, batch), lengths, window, static_cast<int>(threadIdx.x));
+}
+
+int32_t report(int status, char* error, uint64_t error_size) {
+  if (status == cudaSuccess) return 0;
+  snprintf(error, error_size, "%s", cudaGetErrorString(static_cast<cudaError_t>(status)));
+  return -1;
+}
+
+int32_t tile(const CinchDecodeStep& step, Tiling& tiling, char* error, uint64_t error_size) {
+  Multiprocessor processor{};
+  const int status = current_multiprocessor(processor);
+  if (status != cudaSuccess) return report(status, error, error_size);
+  return choose_tiling(step, processor, {}, tiling, error, error_size) ? 0 : -1;
+}
+
+}  // namespace
+
+int current_multiprocessor(Multiprocessor& processor) {
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  const auto read = [&](int& value, cudaDeviceAttr attribute) {
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  read(processor.count, cudaDevAttrMultiProcessorCount);
+  read(processor.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  read(processor.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return status;
+}
+
+int launch_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t batch, int32_t window, void* stream) {
+  plan_kernel<<<1, kPlanThreads, kPlanSharedBytes, static_cast<cudaStream_t>(stream)>>>(plan, parts, lengths, batch,
+                                                                                        window);
+  return cudaGetLastError();
+}
+
+int launch_decode(const DecodeJob& job, void* stream) {
+  const auto launch = job.step.type == CINCH_DECODE_BF16 ? &launch_bf16 : &launch_fp16;
+  if (job.phases != (kStream | kCombine)) return launch(job, false, stream);
+  const int status = launch(job, true, stream);
+  if (status != cudaErrorCooperativeLaunchTooLarge && status != cudaErrorNotSupported) return status;
+  cudaGetLastError();  // forgets it
+  DecodeJob phase = job;
+  for (const int phases : {kStream, kCombine}) {
+    phase.phases = phases;
+    const int launched = launch(phase, false, stream);
+    if (launched != cudaSuccess) return launched;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace cinch::decode
+
+using namespace cinch::decode;
+
+extern "C" int32_t cinch_decode_sizes(const CinchDecodeStep* step, CinchDecodeSizes* sizes, char* error,
+                                      uint64_t error_size) {
+  Tiling tiling{};
+  if (tile(*step, tiling, error, error_size) != 0) return -1;
+  sizes->parts = tiling.parts;
+  sizes->resident = tiling.resident;
+  sizes->plan_bytes = SplitPlan::bytes(tiling.parts, step->batch);
+  sizes->scratch_bytes = scratch_layout(*step, tiling.parts, tiling.value_columns).bytes;
+  return 0;
+}
+
+extern "C" int32_t cinch_decode_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t batch,
+                                     int32_t window, void* stream, char* error, uint64_t error_size) {
+  return report(launch_plan(plan, parts, lengths, batch, window, stream), error, error_size);
+}
+
+extern "C" int32_t cinch_decode_run(const CinchDecodeStep* step, void* stream, char* error, uint64_t error_size) {
+  DecodeJob job{};
+  job.step = *step;
+  if (tile(*step, job.tiling, error, error_size) != 0) return -1;
+  job.scratch = scratch_layout(*step, job.tiling.parts, job.tiling.value_columns);
+  job.phases = kStream | kCombine;
+  return report(launch_decode(job, stream), error, error_size);
+}

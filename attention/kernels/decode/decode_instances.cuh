@@ -1,0 +1,65 @@
+// The kernels of one type, for the .cu file that compiles them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "attention/kernels/decode/decode_kernel.h"
+#include "attention/kernels/decode/decode_launch.h"
+
+namespace cinch::decode {
+
+/// Waits for all thread blocks of the grid, which must be resident at once. The word's top bit turns over with every
+/// use, so that it needs no reset and grids of any size can take turns.
+__device__ __forceinline__ void join_grid(unsigned* word) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const unsigned blocks = gridDim.x * gridDim.y;
+    const unsigned step = blockIdx.x + blockIdx.y == 0 ? 0x80000000u - (blocks - 1) : 1;
+    const unsigned before = atomicAdd(word, step);
+    while (((before ^ *static_cast<volatile unsigned*>(word)) & 0x80000000u) == 0) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+__global__ void __maxnreg__(register_budget(kRowTiles, kUnits, kColumnWarps))
+    decode_kernel(const __grid_constant__ DecodeJob job) {
+  const GridPlace place{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(blockIdx.y),
+                        static_cast<int>(gridDim.y), static_cast<int>(threadIdx.x)};
+  decode<T, kRowTiles, kUnits, kColumnWarps>(job, place,
+                                             [&job] { join_grid(static_cast<unsigned*>(job.step.scratch)); });
+}
+
+struct LaunchKernel {
+  const DecodeJob& job;
+  bool cooperative;
+  cudaStream_t stream;
+
+  template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+  cudaError_t visit() const {
+    const Tiling& t = job.tiling;
+    const auto kernel = &decode_kernel<T, kRowTiles, kUnits, kColumnWarps>;
+    cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
+    if (status == cudaSuccess) {
+      status =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    }
+    if (status != cudaSuccess) return status;
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = cooperative ? 1 : 0;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(t.parts, t.cache_heads * t.row_blocks * t.column_blocks);
+    config.blockDim = dim3(32 * t.warps * t.row_groups);
+    config.dynamicSmemBytes = t.shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, job);
+  }
+};
+
+}  // namespace cinch::decode

@@ -1,0 +1,37 @@
+// A whole kernel, as nvcc compiles it and as the warp emulator runs it, and which ones there are.
+#pragma once
+
+#include "attention/kernels/decode/combine.h"
+#include "attention/kernels/decode/decode_block.h"
+
+namespace cinch::decode {
+
+/// Place of a thread in the grid of parts x head blocks.
+struct GridPlace {
+  int part, parts, head_block, head_blocks, thread;
+};
+
+/// `join` waits for all thread blocks of the grid; called by all threads, where both phases are wanted.
+template <class T, int kRowTiles, int kUnits, int kColumnWarps, class Join>
+CINCH_DEVICE void decode(const DecodeJob& job, GridPlace place, Join join) {
+  if ((job.phases & kStream) != 0)
+    DecodeBlock<T, kRowTiles, kUnits, kColumnWarps>(job, place.part, place.head_block, place.thread).run();
+  if ((job.phases & kCombine) == 0) return;
+  const Combine<T> combine(job, place.part + place.head_block * place.parts, place.parts * place.head_blocks,
+                           place.thread);
+  combine.prefetch();
+  if ((job.phases & kStream) != 0) join();
+  combine.run();
+}
+
+/// Calls visitor.visit<T, row tiles, units, column warps>() of the kernel that a tiling names; T as given.
+template <class T, class Visitor>
+auto visit_kernel(const Tiling& t, Visitor&& visitor) {
+  const bool one = t.row_tiles == 1;
+  if (t.units == 4) return one ? visitor.template visit<T, 1, 4, 1>() : visitor.template visit<T, 2, 4, 1>();
+  if (t.column_warps == 1) return one ? visitor.template visit<T, 1, 8, 1>() : visitor.template visit<T, 2, 8, 1>();
+  if (t.column_warps == 2) return one ? visitor.template visit<T, 1, 8, 2>() : visitor.template visit<T, 2, 8, 2>();
+  return one ? visitor.template visit<T, 1, 8, 4>() : visitor.template visit<T, 2, 8, 4>();
+}
+
+}  // namespace cinch::decode

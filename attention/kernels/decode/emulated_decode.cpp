@@ -1,0 +1,62 @@
+#include "attention/kernels/decode/emulated_decode.h"
+
+#include <array>
+#include <stdexcept>
+#include <vector>
+
+#include "attention/kernels/decode/decode_kernel.h"
+#include "attention/kernels/decode/plan_block.h"
+
+namespace cinch::decode {
+namespace {
+
+/// All thread blocks of one phase, one after the other.
+struct RunGrid {
+  const DecodeJob& job;
+  bool last_warp_first;
+
+  template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+  int visit() const {
+    const Tiling& t = job.tiling;
+    const int head_blocks = t.cache_heads * t.row_blocks * t.column_blocks;
+    const emulator::Block block{32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), last_warp_first};
+    for (int head_block = 0; head_block < head_blocks; ++head_block) {
+      for (int part = 0; part < t.parts; ++part) {
+        emulator::run(block, [&](int thread) {
+          decode<T, kRowTiles, kUnits, kColumnWarps>(job, {part, t.parts, head_block, head_blocks, thread}, [] {});
+        });
+      }
+    }
+    return 0;
+  }
+};
+
+}  // namespace
+
+void run_emulated(const CinchDecodeStep& step, const Multiprocessor& processor, const TilingWish& wish,
+                  bool last_warp_first) {
+  DecodeJob job{};
+  std::array<char, 256> error{};
+  if (!choose_tiling(step, processor, wish, job.tiling, error.data(), error.size()))
+    throw std::runtime_error(error.data());
+  std::vector<int32_t> plan_memory(SplitPlan::bytes(job.tiling.parts, step.batch) / sizeof(int32_t), -1);
+  const SplitPlan plan = SplitPlan::at(plan_memory.data(), job.tiling.parts, step.batch);
+  emulator::run({kPlanThreads, kPlanSharedBytes, last_warp_first},
+                [&](int thread) { make_plan(plan, step.lengths, step.window, thread); });
+  job.step = step;
+  job.scratch = scratch_layout(step, job.tiling.parts, job.tiling.value_columns);
+  std::vector<uint64_t> scratch(job.scratch.bytes / sizeof(uint64_t), ~uint64_t{0});
+  job.step.plan = plan_memory.data();
+  job.step.scratch = scratch.data();
+  for (const int phase : {kStream, kCombine}) {
+    job.phases = phase;
+    const RunGrid grid{job, last_warp_first};
+    if (step.type == CINCH_DECODE_BF16) {
+      visit_kernel<Bf16>(job.tiling, grid);
+    } else {
+      visit_kernel<Fp16>(job.tiling, grid);
+    }
+  }
+}
+
+}  // namespace cinch::decode

@@ -1,0 +1,111 @@
+// How one decode step is laid out over thread blocks, warps and shared memory. Chosen on the host (choose_tiling) from
+// the step's shape and what a multiprocessor has; the tile routines read it.
+//
+// A thread block takes one part of the split plan, one cache head, one block of query heads ("rows") and one block of
+// value columns. It streams the part's tokens through a ring of slabs of 16 tokens in shared memory. Its warps stand in
+// `row_groups` groups of `warps`; each group holds row_tiles x 16 rows and takes `warps` slabs (a "step") at a time:
+// for the scores each warp takes one slab, for the values the `column_warps` warps of a team share the columns between
+// them and the team's slabs. Teams of one warp keep probabilities in registers; teams of more exchange them.
+#pragma once
+
+#include <stdint.h>
+
+#include "attention/kernels/decode/decode_abi.h"
+
+namespace cinch::decode {
+
+constexpr int kSlab = 16;  // tokens; the depth of one mma
+constexpr int kUnit = 16;  // value columns: two mma widths, what one ldmatrix brings
+constexpr int kMaxThreads = 256;
+constexpr int kBlockSlabs = CINCH_DECODE_PAGE / kSlab;
+
+struct Tiling {
+  // The shape, said once for both kinds.
+  int32_t cache_heads;    // K, or 1 for a latent
+  int32_t rows;           // query heads that meet one cache head: H / cache_heads
+  int32_t key_columns;    // of a dot product: D, or R + rotary columns
+  int32_t value_columns;  // D or R
+  int32_t scale_columns;  // K with key scales, else 0
+
+  // Which compiled kernel, and its warps.
+  int32_t row_tiles;     // mma tiles of 16 rows per row group: 1, 2
+  int32_t units;         // compiled value units per warp: 4, 8
+  int32_t column_warps;  // warps per team: 1, 2, 4
+  int32_t warps;         // per row group: 4, 2, 1; a multiple of column_warps
+  int32_t warp_bits;     // log2 of warps
+  int32_t row_groups;
+
+  int32_t row_blocks, column_blocks, parts;  // the grid: parts x (cache_heads * row_blocks * column_blocks)
+  int32_t block_units;                       // value units of a column block
+  int32_t warp_units;                        // value units of a warp, at most `units`
+  int32_t value_rows;                        // rows of value_map taken at once by a thread block of the combine
+  int32_t resident;                          // thread blocks per multiprocessor
+
+  // Shared memory, in bytes from its begin; rows are odd multiples of 16 bytes apart, so that the 8 rows of an 8x8
+  // matrix lie in different banks.
+  int32_t query_pitch;
+  int32_t key_pitch, value_pitch;  // of a token in a slab
+  int32_t value_offset;            // of the values in a slab; 0 where they are the leading key columns
+  int32_t scale_offset;            // of the key scales in a token
+  int32_t slab_bytes, slabs;
+  int32_t weight_offset;  // probabilities that teams exchange: (rows, step tokens)
+  int32_t weight_pitch;
+  int32_t state_offset;  // maxima and sums of warps: (row groups, warps, rows of a group) pairs of floats
+  int32_t ring_offset;
+  int32_t shared_bytes;
+};
+
+/// Of one multiprocessor.
+struct Multiprocessor {
+  int count;                   // on the device
+  int shared_bytes;            // in all, 1 KiB of it lost per thread block
+  int shared_bytes_per_block;  // largest that one thread block can have
+};
+
+/// Registers per thread that a kernel may use; a test of the compiled kernels enforces it.
+constexpr int register_budget(int row_tiles, int units, int column_warps) {
+  if (row_tiles == 2) return units == 4 ? 168 : 255;
+  return units == 4 ? 128 : column_warps == 1 ? 168 : 224;
+}
+
+/// For experiments; 0 leaves the choice to choose_tiling.
+struct TilingWish {
+  int row_tiles = 0, row_groups = 0, warps = 0, slabs = 0, resident = 0, parts = 0;
+};
+
+/// Chooses for a step. False with the rule and the value in `error` where no kernel covers the shape.
+bool choose_tiling(const CinchDecodeStep& step, const Multiprocessor& processor, const TilingWish& wish, Tiling& tiling,
+                   char* error, uint64_t error_size);
+
+/// Scratch, in bytes from its begin; begins with the grid's barrier.
+struct ScratchLayout {
+  uint64_t partial_lse;  // (2 parts, H) float, base 2
+  uint64_t partial_out;  // (2 parts, H, value columns) float
+  uint64_t latent_out;   // (B, H, R) 16-bit, where v_head_dim > 0 only
+  uint64_t bytes;
+};
+inline ScratchLayout scratch_layout(const CinchDecodeStep& step, int parts, int value_columns) {
+  const auto up = [](uint64_t bytes) { return (bytes + 255) / 256 * 256; };
+  const uint64_t places = 2 * static_cast<uint64_t>(parts) * static_cast<uint64_t>(step.n_heads);
+  ScratchLayout layout{};
+  layout.partial_lse = 256;
+  layout.partial_out = layout.partial_lse + up(places * sizeof(float));
+  layout.latent_out = layout.partial_out + up(places * static_cast<uint64_t>(value_columns) * sizeof(float));
+  layout.bytes = layout.latent_out;
+  if (step.v_head_dim > 0) {
+    layout.bytes += up(static_cast<uint64_t>(step.batch) * static_cast<uint64_t>(step.n_heads) *
+                       static_cast<uint64_t>(value_columns) * 2);
+  }
+  return layout;
+}
+
+/// All that a kernel is given.
+struct DecodeJob {
+  CinchDecodeStep step;
+  Tiling tiling;
+  ScratchLayout scratch;
+  int32_t phases;  // kStream, kCombine or both in one launch
+};
+enum { kStream = 1, kCombine = 2 };
+
+}  // namespace cinch::decode
