@@ -1,0 +1,59 @@
+// What the stand-alone device program's files share: checked CUDA calls, device memory, one decode step on the device.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <string>
+#include <vector>
+
+#include "attention/kernels/decode/decode_launch.h"
+#include "attention/kernels/decode/split_plan.h"
+
+namespace cinch::decode {
+
+inline void check_status(int status, const char* what) {
+  if (status == cudaSuccess) return;
+  fprintf(stderr, "error: %s: %s\n", what, cudaGetErrorString(static_cast<cudaError_t>(status)));
+  exit(2);
+}
+#define CINCH_CHECK(call) check_status((call), #call)
+
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  explicit DeviceMemory(uint64_t bytes) : bytes_(bytes) {
+    if (bytes > 0) CINCH_CHECK(cudaMalloc(&data_, bytes));
+  }
+  template <class V>
+  explicit DeviceMemory(const std::vector<V>& values) : DeviceMemory(values.size() * sizeof(V)) {
+    if (bytes_ > 0) CINCH_CHECK(cudaMemcpy(data_, values.data(), bytes_, cudaMemcpyHostToDevice));
+  }
+  DeviceMemory(DeviceMemory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~DeviceMemory() { cudaFree(data_); }
+
+  template <class V = void>
+  V* as() const {
+    return static_cast<V*>(data_);
+  }
+  uint64_t bytes() const { return bytes_; }
+  template <class V>
+  void read(std::vector<V>& values) const {
+    CINCH_CHECK(cudaMemcpy(values.data(), data_, values.size() * sizeof(V), cudaMemcpyDeviceToHost));
+  }
+
+ private:
+  void* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+/// The tables that README's numbers come from. Returns 0.
+int run_benchmark(const std::vector<std::string>& arguments);
+
+}  // namespace cinch::decode
