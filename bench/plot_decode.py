@@ -25,8 +25,8 @@ from matplotlib import ticker
 
 PANELS = [
     "attention=gqa,head_dim=128,n_kv_heads=8",
-    "attention=mla,batch=16,context=8192,n_heads=32,qk_rope_head_dim=64",
-    "attention=mla,kv_lora_rank=448,qk_rope_head_dim=64,n_heads=32",
+    "attention=mla,batch=64,context=8192,n_heads=32,qk_rope_head_dim=64",
+    "attention=mla,kv_lora_rank=512,qk_rope_head_dim=64,n_heads=32",
 ]
 OURS = ["#d7191c", "#fd8d3c", "#7f0000"]
 PEERS = ["#1f78b4", "#33a02c", "#6a3d9a", "#878787", "#b15928", "#01665e", "#c51b8a", "#a6cee3"]

@@ -6,7 +6,6 @@ Letters: B batch, H query heads, K KV heads, S cached tokens, D width of a key (
 """
 
 import dataclasses
-import itertools
 import math
 from typing import Optional
 
@@ -67,21 +66,23 @@ def mla(batch, context, n_heads, rank, rope_dim):
 BATCHES, CONTEXTS = (1, 16, 64), (2048, 8192, 32768)
 GROUPS, HEAD_DIMS = (1, 4, 5, 6, 7, 8, 9, 12), (64, 128)
 RANKS, ROPE_DIMS, HEADS = (64, 96, 128, 192, 256, 320, 384, 448, 512), (32, 64), (9, 16, 32, 64, 128)
+SMALL_RANKS = (64, 128, 256, 512)  # of few requests
 
 
 def all_cases():
-    grid = list(itertools.product(BATCHES, CONTEXTS))
-    cases = [gqa(b, s, g, d) for d in HEAD_DIMS for g in GROUPS for b, s in grid]
-    return cases + [mla(b, s, h, r, dr) for r in RANKS for dr in ROPE_DIMS for h in HEADS for b, s in grid]
+    """The cases of our own benchmark (tests/attention/cuda/decode_device_bench.cu)."""
+    cases = [gqa(b, s, g, d) for d in HEAD_DIMS for b in BATCHES for s in CONTEXTS for g in GROUPS]
+    cases += [mla(64, 8192, h, r, dr) for dr in ROPE_DIMS for h in HEADS for r in RANKS]
+    return cases + [mla(b, s, h, r, 64) for h in (16, 32) for b in (1, 4) for s in (1024, 4096) for r in SMALL_RANKS]
 
 
 def default_cases():
-    """Every group and rank at one size, every batch and context at one group and rank, every number of heads."""
-    grid = list(itertools.product(BATCHES, CONTEXTS))
-    cases = [gqa(16, 8192, g, 128) for g in GROUPS] + [gqa(b, s, 4, 128) for b, s in grid]
+    """Of them: every group and rank at one size, every batch and context at one group, heads and few requests."""
+    cases = [gqa(16, 8192, g, 128) for g in GROUPS] + [gqa(b, s, 4, 128) for b in BATCHES for s in CONTEXTS]
     cases += [gqa(16, 8192, g, 64) for g in (4, 8)]
-    cases += [mla(16, 8192, 32, r, 64) for r in RANKS] + [mla(b, s, 32, 448, 64) for b, s in grid]
-    cases += [mla(64, 8192, h, r, 64) for r in (128, 512) for h in HEADS] + [mla(16, 8192, 32, 128, 32)]
+    cases += [mla(64, 8192, 32, r, 64) for r in RANKS] + [mla(64, 8192, h, r, 64) for r in (128, 512) for h in HEADS]
+    cases += [mla(64, 8192, 32, 128, 32)]
+    cases += [mla(b, s, 32, r, 64) for b, s in ((1, 4096), (4, 1024)) for r in (128, 512)]
     return list(dict.fromkeys(cases))
 
 

@@ -117,7 +117,7 @@ def sweep_peers(case):
 
 def sweep_cases():
     cases = [gqa(16, 8192, 4, 128), gqa(16, 8192, 4, 64)]
-    return cases + [mla(16, 8192, h, r, 64) for h, r in ((32, 128), (32, 512), (128, 512))]
+    return cases + [mla(64, 8192, h, r, 64) for h, r in ((32, 128), (32, 512), (128, 512))]
 
 
 def measure(case, make, inputs):
