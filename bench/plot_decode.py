@@ -106,6 +106,7 @@ def main():
     parser.add_argument("--panel", action="append", help="key=value,key=value,...; may be given several times")
     args = parser.parse_args()
     lines = [line for line in read_lines(args.lines) if line.get("status") == "ok" and "layout" in line]
+    lines = [line for line in lines if not line.get("ragged")]
     chosen = []
     for panel in args.panel or PANELS:
         members = [line for line in lines if wanted(line, panel)]

@@ -82,7 +82,7 @@ def default_cases():
     cases += [gqa(16, 8192, g, 64) for g in (4, 8)]
     cases += [mla(64, 8192, 32, r, 64) for r in RANKS] + [mla(64, 8192, h, r, 64) for r in (128, 512) for h in HEADS]
     cases += [mla(64, 8192, 32, 128, 32)]
-    cases += [mla(b, s, 32, r, 64) for b, s in ((1, 4096), (4, 1024)) for r in (128, 512)]
+    cases += [mla(b, s, 32, r, 64) for b in (1, 4) for s in (1024, 4096) for r in (128, 512)]
     return list(dict.fromkeys(cases))
 
 
