@@ -2,8 +2,8 @@
 // A sequence that is cut has partial results, which the combine merges. Computed on the device once per step
 // (cinch_decode_plan), on the host by the same functions in tests.
 //
-// Work is counted in blocks of 64 tokens plus a fixed cost per sequence. Every boundary is computed by itself from
-// the running sum of costs, so that one thread block computes all of them in parallel.
+// Costs are counted in quarters of streaming a block of 64 tokens, with a fixed cost per sequence. Every boundary is
+// computed by itself from the running sum of costs, so that one thread block computes all of them in parallel.
 #pragma once
 
 #include <stdint.h>
@@ -14,7 +14,8 @@
 namespace cinch::decode {
 
 constexpr int kBlockTokens = CINCH_DECODE_PAGE;
-constexpr int kSequenceCost = 1;  // blocks: reading queries and writing results, as against streaming one block
+constexpr int kBlockCost = 4;
+constexpr int kSequenceCost = 2;  // reading queries and writing results
 
 /// First token that a query at `length` - 1 sees.
 CINCH_HOST_DEVICE int first_visible(int length, int window) {
@@ -24,7 +25,7 @@ CINCH_HOST_DEVICE int first_block(int length, int window) { return first_visible
 CINCH_HOST_DEVICE int end_block(int length) { return (length + kBlockTokens - 1) / kBlockTokens; }
 /// 0 for an empty sequence: the combine writes its result and no part knows of it.
 CINCH_HOST_DEVICE int sequence_cost(int length, int window) {
-  return length > 0 ? end_block(length) - first_block(length, window) + kSequenceCost : 0;
+  return length > 0 ? kBlockCost * (end_block(length) - first_block(length, window)) + kSequenceCost : 0;
 }
 
 /// A place between blocks: before `block` of `sequence`.
@@ -61,16 +62,18 @@ struct SplitPlan {
 /// Where part `part` begins; `part` = parts gives the end of the last one. Needs plan.costs.
 CINCH_HOST_DEVICE PlanPoint plan_point(const SplitPlan& plan, const int32_t* lengths, int window, int part) {
   const int32_t total = plan.costs[plan.batch];
-  const int32_t share = (total + plan.parts - 1) / plan.parts;
-  const int64_t place = static_cast<int64_t>(part) * share;
+  // Parts beyond one per block stay empty, at the end: an empty one inside a sequence would leave a hole in its shares.
+  const int32_t most = total / kBlockCost, used = plan.parts < most ? plan.parts : most;
+  const int64_t place = part < used ? static_cast<int64_t>(part) * total / used : total;
   if (place >= total) return {plan.batch, 0};
   int low = 0, high = plan.batch;  // the sequence whose costs cover `place`: costs[low] <= place < costs[low + 1]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     (plan.costs[middle] <= place ? low : high) = middle;
   }
-  const int inside = static_cast<int>(place) - plan.costs[low] - kSequenceCost;
-  return {low, first_block(lengths[low], window) + (inside > 0 ? inside : 0)};
+  const int inside =
+      static_cast<int>(place) - plan.costs[low] - kSequenceCost + kBlockCost / 2;  // to the nearest block
+  return {low, first_block(lengths[low], window) + (inside > 0 ? inside / kBlockCost : 0)};
 }
 
 /// Which parts hold sequence `sequence`. Needs plan.points.

@@ -1,0 +1,17 @@
+# cmake -DLOG=<file> -P run_logged.cmake -- <command...>: what the command says goes to the log, and to the terminal where
+# it fails.
+set(command "")
+set(seen FALSE)
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE ${last})
+  if(seen)
+    list(APPEND command "${CMAKE_ARGV${i}}")
+  elseif(CMAKE_ARGV${i} STREQUAL "--")
+    set(seen TRUE)
+  endif()
+endforeach()
+execute_process(COMMAND ${command} OUTPUT_FILE ${LOG} ERROR_FILE ${LOG} RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+  file(READ ${LOG} text)
+  message(FATAL_ERROR "${text}")
+endif()
