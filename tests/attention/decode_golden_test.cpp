@@ -10,7 +10,7 @@
 #include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/decode/reference.h"
 #include "core/json.h"
-#include "support/assets.h"
+#include "tests/support/assets.h"
 
 namespace cinch {
 namespace {
