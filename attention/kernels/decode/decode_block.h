@@ -123,6 +123,7 @@ class DecodeBlock {
       return *reinterpret_cast<const Words4*>(query + column);
     const int own = head / (step_.n_heads / step_.n_kv_heads) * step_.qk_rope_head_dim;
     uint32_t words[4] = {0, 0, 0, 0};
+    CINCH_UNROLL
     for (int i = 0; i < 8; ++i) {
       const int place = column + i - tiling_.value_columns - own;
       if (place < 0 || place >= step_.qk_rope_head_dim) continue;

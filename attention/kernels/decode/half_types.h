@@ -30,12 +30,18 @@ struct Bf16 {
 
 struct Fp16 {
   CINCH_HOST_DEVICE static float to_float(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+#else
     const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = (bits >> 10) & 31;
     const uint32_t mantissa = bits & 0x3ff;
     if (exponent == 31) return float_of_bits(sign | 0x7f800000 | (mantissa << 13));
     if (exponent != 0) return float_of_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
     const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // subnormal
     return sign != 0 ? -magnitude : magnitude;
+#endif
   }
   CINCH_HOST_DEVICE static uint16_t from_float(float value) {
     const uint32_t bits = float_bits(value), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
