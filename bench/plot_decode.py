@@ -47,7 +47,9 @@ def read_lines(paths):
 
 
 def wanted(line, panel):
-    return all(str(line.get(key)) == value for key, value in (pair.split("=", 1) for pair in panel.split(",")))
+    """True for a line with the panel's values; without a value map where the panel does not say otherwise."""
+    values = {"v_head_dim": "0"} | dict(pair.split("=", 1) for pair in panel.split(","))
+    return all(str(line.get(key, 0)) == value for key, value in values.items())
 
 
 def geometric_mean(values):

@@ -16,7 +16,9 @@ from triton_decode import PAGE
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Decode of one token per request. Latent attention: one KV head of kv_lora_rank + qk_rope_head_dim numbers."""
+    """Decode of one token per request. Latent attention: one KV head of kv_lora_rank + qk_rope_head_dim numbers; with
+    v_head_dim its result is taken to values of that width by a map per head.
+    """
 
     attention: str
     batch: int
@@ -26,6 +28,7 @@ class Case:
     head_dim: int = 0
     kv_lora_rank: int = 0
     qk_rope_head_dim: int = 0
+    v_head_dim: int = 0
 
     @property
     def key_dim(self):
@@ -52,15 +55,17 @@ class Case:
     def __str__(self):
         latent = f"{self.kv_lora_rank}+{self.qk_rope_head_dim} H {self.n_heads}"
         size = latent if self.attention == "mla" else f"{self.n_kv_heads}x{self.head_dim} g {self.group}"
-        return f"{self.attention} {size} B {self.batch} S {self.context}"
+        values = f" Dv {self.v_head_dim}" if self.v_head_dim else ""
+        return f"{self.attention} {size} B {self.batch} S {self.context}{values}"
 
 
 def gqa(batch, context, group, head_dim, n_kv_heads=8):
     return Case("gqa", batch, context, group * n_kv_heads, n_kv_heads, head_dim=head_dim)
 
 
-def mla(batch, context, n_heads, rank, rope_dim):
-    return Case("mla", batch, context, n_heads, kv_lora_rank=rank, qk_rope_head_dim=rope_dim)
+def mla(batch, context, n_heads, rank, rope_dim, v_head_dim=0):
+    sizes = {"kv_lora_rank": rank, "qk_rope_head_dim": rope_dim, "v_head_dim": v_head_dim}
+    return Case("mla", batch, context, n_heads, **sizes)
 
 
 BATCHES, CONTEXTS = (1, 16, 64), (2048, 8192, 32768)
@@ -73,7 +78,8 @@ def all_cases():
     """The cases of our own benchmark (tests/attention/cuda/decode_device_bench.cu)."""
     cases = [gqa(b, s, g, d) for d in HEAD_DIMS for b in BATCHES for s in CONTEXTS for g in GROUPS]
     cases += [mla(64, 8192, h, r, dr) for dr in ROPE_DIMS for h in HEADS for r in RANKS]
-    return cases + [mla(b, s, h, r, 64) for h in (16, 32) for b in (1, 4) for s in (1024, 4096) for r in SMALL_RANKS]
+    few = [(b, s, h, r) for h in (16, 32) for b in (1, 4) for s in (1024, 4096) for r in SMALL_RANKS]
+    return cases + [mla(b, s, h, r, 64, v_head_dim=dv) for b, s, h, r in few for dv in (0, 128)]
 
 
 def default_cases():
@@ -81,8 +87,8 @@ def default_cases():
     cases = [gqa(16, 8192, g, 128) for g in GROUPS] + [gqa(b, s, 4, 128) for b in BATCHES for s in CONTEXTS]
     cases += [gqa(16, 8192, g, 64) for g in (4, 8)]
     cases += [mla(64, 8192, 32, r, 64) for r in RANKS] + [mla(64, 8192, h, r, 64) for r in (128, 512) for h in HEADS]
-    cases += [mla(64, 8192, 32, 128, 32)]
     cases += [mla(b, s, 32, r, 64) for b in (1, 4) for s in (1024, 4096) for r in (128, 512)]
+    cases += [mla(1, 4096, 32, r, 64, v_head_dim=128) for r in (128, 512)]
     return list(dict.fromkeys(cases))
 
 
@@ -90,7 +96,7 @@ def default_cases():
 class Inputs:
     """q (B, H, D). Dense: k (B, K, S, D), v (B, K, S, Dv); paged: k (P, 64, K, D), v (P, 64, K, Dv), table (B, S/64).
 
-    Latent: v is a part of k. lengths: (B) int32.
+    Latent: v is a part of k. lengths: (B) int32. value_map: (H, v_head_dim, R).
     """
 
     q: torch.Tensor
@@ -98,6 +104,7 @@ class Inputs:
     v: torch.Tensor
     lengths: torch.Tensor
     table: Optional[torch.Tensor] = None
+    value_map: Optional[torch.Tensor] = None
 
 
 def make_inputs(case, copies, paged, device, dtype=torch.bfloat16):
@@ -115,14 +122,16 @@ def make_inputs(case, copies, paged, device, dtype=torch.bfloat16):
     def table():
         return torch.randperm(pages, device=device, dtype=torch.int32).view(case.batch, -1) if paged else None
 
-    return [Inputs(q[i], k[i], v[i], lengths, table()) for i in range(copies)]
+    maps = random(case.n_heads, case.v_head_dim, case.kv_lora_rank) if case.v_head_dim else [None] * copies
+    return [Inputs(q[i], k[i], v[i], lengths, table(), maps[i]) for i in range(copies)]
 
 
 def reference(case, inputs, request):
-    """out (H, Dv) of one request in fp64; zeros where it has no token."""
+    """out (H, Dv, or v_head_dim with a value map) of one request in fp64; zeros where it has no token."""
     length = int(inputs.lengths[request])
     if length == 0:
-        return torch.zeros(case.n_heads, case.value_dim, dtype=torch.float64, device=inputs.q.device)
+        width = case.v_head_dim or case.value_dim
+        return torch.zeros(case.n_heads, width, dtype=torch.float64, device=inputs.q.device)
     k, v = inputs.k, inputs.v
     if inputs.table is None:
         k, v = k[request], v[request]
@@ -132,7 +141,8 @@ def reference(case, inputs, request):
     k, v = k[:, :length].double(), v[:, :length].double()
     q = inputs.q[request].double().view(case.n_kv_heads, case.group, case.key_dim)
     weights = torch.softmax(torch.einsum("kgd,ksd->kgs", q, k) * case.scale, -1)
-    return torch.einsum("kgs,ksv->kgv", weights, v).reshape(case.n_heads, case.value_dim)
+    out = torch.einsum("kgs,ksv->kgv", weights, v).reshape(case.n_heads, case.value_dim)
+    return out if inputs.value_map is None else torch.einsum("hr,hvr->hv", out, inputs.value_map.double())
 
 
 def error_of(case, inputs, out, requests):

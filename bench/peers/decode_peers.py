@@ -10,7 +10,7 @@ Without --all about a minute and a half on an H100, the compilation of the Trito
   sdpa-flash, sdpa-cudnn           PyTorch's scaled_dot_product_attention, one backend each, enable_gqa
   sdpa-cudnn-rows, -efficient, -math    the query heads of a KV head given as its query tokens: the same without a mask,
                                    and the cache is not copied per head
-  triton, triton-wide              triton_decode.py with the serving stacks' tile, with one of up to 64 heads
+  triton, triton-wide              triton_decode.py with the serving stacks' tile; with one of up to 64 heads
   cublas                           two batched products around a softmax, scores in fp32
 
 Every peer's result is first compared with fp64 (of the same bf16 inputs, three requests): a relative Frobenius error
@@ -36,13 +36,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from decode_cases import all_cases, default_cases, error_of, gqa, make_inputs, mla
 from device_timing import copy_gb_per_s, graph_of, identity, median_seconds
-from triton_decode import PAGE, Blocks, SplitDecode, serving_blocks, wide_blocks
+from triton_decode import PAGE, SERVING_HEADS, Blocks, SplitDecode, serving_blocks, wide_blocks
 
 TOLERANCE = 5e-3  # relative Frobenius error; rounding of weights and results to bf16 alone gives about 2e-3
-
-
-class NotCovered(Exception):
-    pass
 
 
 # A peer is a function of case and inputs that returns what decodes them: a callable with the result out (B, H, Dv).
@@ -88,15 +84,18 @@ def triton_decode(case, inputs, blocks, splits=None):
 
 def triton_peer(choose_blocks):
     def make(case, inputs):
-        blocks = choose_blocks(case.value_dim, case.group)
-        if blocks is None:
-            raise NotCovered("the tile of `triton` holds all heads")
-        return triton_decode(case, inputs, blocks)
+        return triton_decode(case, inputs, choose_blocks(case.value_dim, case.group))
 
     return make
 
 
-TRITON_PEERS = {"triton": triton_peer(serving_blocks), "triton-wide": triton_peer(wide_blocks)}
+def with_value_map(inputs, run):
+    """What decodes, and takes the latents to values where there is a map: one more batched product, as others do."""
+    if inputs.value_map is None:
+        return run
+    return lambda: torch.bmm(run().transpose(0, 1), inputs.value_map.mT).transpose(0, 1)
+
+
 DENSE_PEERS = {
     "sdpa-flash": sdpa_peer([SDPBackend.FLASH_ATTENTION], False),
     "sdpa-cudnn": sdpa_peer([SDPBackend.CUDNN_ATTENTION], False),
@@ -105,7 +104,14 @@ DENSE_PEERS = {
     "sdpa-math": sdpa_peer([SDPBackend.MATH], True),
     "cublas": cublas_peer,
 }
-PEERS = {"dense": DENSE_PEERS | TRITON_PEERS, "paged": TRITON_PEERS}
+
+
+def peers_of(case):
+    """By layout. The wide tile only where the serving stacks' does not hold all heads."""
+    paged = {"triton": triton_peer(serving_blocks)}
+    if case.group > SERVING_HEADS:
+        paged["triton-wide"] = triton_peer(wide_blocks)
+    return {"dense": DENSE_PEERS | paged, "paged": paged}
 
 
 def sweep_peers(case):
@@ -125,16 +131,17 @@ def measure(case, make, inputs):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SDPA warns of each reason why a backend does not cover a shape
-            runs = [make(case, each) for each in inputs]
+            decodes = [make(case, each) for each in inputs]
+            runs = [with_value_map(each, decode) for each, decode in zip(inputs, decodes)]
             error = error_of(case, inputs[0], runs[0](), sorted({0, case.batch // 2, case.batch - 1}))
             fields = {"error": error if math.isfinite(error) else None}
-            if isinstance(runs[0], SplitDecode):
-                fields |= {"splits": runs[0].splits, "blocks": str(runs[0].blocks)}
+            if isinstance(decodes[0], SplitDecode):
+                fields |= {"splits": decodes[0].splits, "blocks": str(decodes[0].blocks)}
             if not error <= TOLERANCE:
                 return {"status": "wrong"} | fields
             graph = graph_of(runs)
             seconds = median_seconds(graph.replay) / len(runs)
-    except (NotCovered, triton.runtime.errors.OutOfResources) as failure:
+    except triton.runtime.errors.OutOfResources as failure:
         return {"status": "not covered", "reason": str(failure)}
     except torch.cuda.OutOfMemoryError:
         return {"status": "out of memory"}
@@ -195,7 +202,7 @@ def run_cases(args, cases):
     for case in cases:
         if time.perf_counter() - begin > args.seconds:
             break
-        run_case(case, sweep_peers(case) if args.sweep else PEERS, device, report)
+        run_case(case, sweep_peers(case) if args.sweep else peers_of(case), device, report)
         done += 1
     print(f"\n{done} of {len(cases)} cases in {time.perf_counter() - begin:.0f} s", end="; ")
     print(f"copy of 1 GiB after them: {copy_gb_per_s(device):.0f} GB/s")

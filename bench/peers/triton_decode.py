@@ -136,15 +136,16 @@ class Blocks:
         return f"{self.heads}x{self.tokens}, {self.warps} warps, {self.tiles} tiles"
 
 
+SERVING_HEADS = 16
+
+
 def serving_blocks(main, _group):
     """The serving stacks' tile: 16 heads whatever their number; a cache row is read once per 16, again from L2."""
-    return Blocks(16, 64 if main <= 128 else 32, 4, 3)
+    return Blocks(SERVING_HEADS, 64 if main <= 128 else 32, 4, 3)
 
 
 def wide_blocks(main, group):
-    """Up to 64 heads in one tile: a cache row is read once per 64. None where the serving tile holds all heads."""
-    if group <= 16:
-        return None
+    """32 or 64 heads in one tile: a cache row is read once per 64."""
     heads = 32 if group <= 32 else 64
     return Blocks(heads, 64, 4, 3) if main <= 128 else Blocks(heads, 32, 8, 3)
 

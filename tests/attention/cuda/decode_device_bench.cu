@@ -263,7 +263,7 @@ void report(Bench& bench, const Shape& shape, const TilingWish& wish = {}, bool 
   if (*note != 0) return;  // experiments
   BenchLine line{};
   line.attention = shape.kind == CINCH_DECODE_LATENT ? "mla" : "gqa";
-  line.kernel = shape.v_head_dim > 0 ? "cinch with value map" : "cinch";
+  line.kernel = "cinch";
   line.batch = shape.batch;
   line.context = shape.length;
   line.ragged = shape.ragged;
