@@ -29,7 +29,7 @@ PANELS = [
     "attention=mla,kv_lora_rank=512,qk_rope_head_dim=64,n_heads=32",
 ]
 OURS = ["#d7191c", "#fd8d3c", "#7f0000"]
-PEERS = ["#1f78b4", "#33a02c", "#6a3d9a", "#878787", "#b15928", "#01665e", "#c51b8a", "#a6cee3"]
+PEERS = ["#1f78b4", "#33a02c", "#6a3d9a", "#878787", "#b15928", "#01665e", "#e7298a", "#e6ab02"]
 MARKERS = {"dense": "o", "paged": "s"}
 
 
@@ -98,7 +98,7 @@ def draw(axes, lines, panel, colour_of):
         axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_title(panel.replace(",", ", "), fontsize=9)
     axes.grid(True, which="both", linewidth=0.3, alpha=0.5)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left")
 
 
 def main():
