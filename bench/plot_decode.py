@@ -12,9 +12,7 @@ one size; one latent over batches and contexts.
 """
 
 import argparse
-import json
 import math
-import pathlib
 import sys
 
 import matplotlib
@@ -22,6 +20,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
+
+from decode_table import is_ours, read_lines
 
 PANELS = [
     "attention=gqa,head_dim=128,n_kv_heads=8",
@@ -33,19 +33,6 @@ PEERS = ["#1f78b4", "#33a02c", "#6a3d9a", "#878787", "#b15928", "#01665e", "#e72
 MARKERS = {"dense": "o", "paged": "s"}
 
 
-def read_lines(paths):
-    lines = []
-    for path in paths:
-        for number, text in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
-            if not text.startswith("{"):
-                continue  # what a program printed beside its lines
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError as error:
-                sys.exit(f"{path}:{number}: {error}")
-    return lines
-
-
 def wanted(line, panel):
     """True for a line with the panel's values; without a value map where the panel does not say otherwise."""
     values = {"v_head_dim": "0"} | dict(pair.split("=", 1) for pair in panel.split(","))
@@ -54,10 +41,6 @@ def wanted(line, panel):
 
 def geometric_mean(values):
     return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def is_ours(line):
-    return line["program"] not in ("decode_peers.py", "decode_model.py")
 
 
 def colours(lines):
@@ -98,7 +81,7 @@ def draw(axes, lines, panel, colour_of):
         axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_title(panel.replace(",", ", "), fontsize=9)
     axes.grid(True, which="both", linewidth=0.3, alpha=0.5)
-    axes.legend(fontsize=7, loc="upper left")
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, frameon=False)
 
 
 def main():
