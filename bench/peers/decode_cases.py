@@ -29,6 +29,15 @@ class Case:
     kv_lora_rank: int = 0
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
+    ragged: bool = False  # requests of 1/2 to 3/2 of `context`
+
+    @property
+    def lengths(self):
+        """Tokens of each request (B), the same each time."""
+        if not self.ragged:
+            return torch.full((self.batch,), self.context, dtype=torch.int32)
+        spread = torch.randint(self.context, (self.batch,), generator=torch.Generator().manual_seed(3))
+        return (self.context // 2 + spread).to(torch.int32)
 
     @property
     def key_dim(self):
@@ -50,34 +59,34 @@ class Case:
     def cache_bytes(self):
         """What a decode step must read of a bf16 cache."""
         row = self.key_dim if self.attention == "mla" else 2 * self.head_dim * self.n_kv_heads
-        return 2 * self.batch * self.context * row
+        return 2 * int(self.lengths.sum()) * row
 
     def __str__(self):
         latent = f"{self.kv_lora_rank}+{self.qk_rope_head_dim} H {self.n_heads}"
         size = latent if self.attention == "mla" else f"{self.n_kv_heads}x{self.head_dim} g {self.group}"
         values = f" Dv {self.v_head_dim}" if self.v_head_dim else ""
-        return f"{self.attention} {size} B {self.batch} S {self.context}{values}"
+        return f"{self.attention} {size} B {self.batch} S {self.context}{'~' if self.ragged else ''}{values}"
 
 
 def gqa(batch, context, group, head_dim, n_kv_heads=8):
     return Case("gqa", batch, context, group * n_kv_heads, n_kv_heads, head_dim=head_dim)
 
 
-def mla(batch, context, n_heads, rank, rope_dim, v_head_dim=0):
-    sizes = {"kv_lora_rank": rank, "qk_rope_head_dim": rope_dim, "v_head_dim": v_head_dim}
-    return Case("mla", batch, context, n_heads, **sizes)
+def mla(batch, context, n_heads, rank, rope_dim, **more):
+    return Case("mla", batch, context, n_heads, kv_lora_rank=rank, qk_rope_head_dim=rope_dim, **more)
 
 
 BATCHES, CONTEXTS = (1, 16, 64), (2048, 8192, 32768)
 GROUPS, HEAD_DIMS = (1, 4, 5, 6, 7, 8, 9, 12), (64, 128)
 RANKS, ROPE_DIMS, HEADS = (64, 96, 128, 192, 256, 320, 384, 448, 512), (32, 64), (9, 16, 32, 64, 128)
 SMALL_RANKS = (64, 128, 256, 512)  # of few requests
+RAGGED = [mla(128, 4096, 32, rank, 64, ragged=True) for rank in (128, 512)]
 
 
 def all_cases():
     """The cases of our own benchmark (tests/attention/cuda/decode_device_bench.cu)."""
     cases = [gqa(b, s, g, d) for d in HEAD_DIMS for b in BATCHES for s in CONTEXTS for g in GROUPS]
-    cases += [mla(64, 8192, h, r, dr) for dr in ROPE_DIMS for h in HEADS for r in RANKS]
+    cases += [mla(64, 8192, h, r, dr) for dr in ROPE_DIMS for h in HEADS for r in RANKS] + RAGGED
     few = [(b, s, h, r) for h in (16, 32) for b in (1, 4) for s in (1024, 4096) for r in SMALL_RANKS]
     return cases + [mla(b, s, h, r, 64, v_head_dim=dv) for b, s, h, r in few for dv in (0, 128)]
 
@@ -85,11 +94,11 @@ def all_cases():
 def default_cases():
     """Of them: every group and rank at one size, every batch and context at one group, heads and few requests."""
     cases = [gqa(16, 8192, g, 128) for g in GROUPS] + [gqa(b, s, 4, 128) for b in BATCHES for s in CONTEXTS]
-    cases += [gqa(16, 8192, g, 64) for g in (4, 8)]
+    cases += [gqa(16, 8192, 4, 64)]
     cases += [mla(64, 8192, 32, r, 64) for r in RANKS] + [mla(64, 8192, h, r, 64) for r in (128, 512) for h in HEADS]
-    cases += [mla(b, s, 32, r, 64) for b in (1, 4) for s in (1024, 4096) for r in (128, 512)]
+    cases += [mla(b, s, 32, 512, 64) for b in (1, 4) for s in (1024, 4096)] + [mla(1, 4096, 32, 128, 64)]
     cases += [mla(1, 4096, 32, r, 64, v_head_dim=128) for r in (128, 512)]
-    return list(dict.fromkeys(cases))
+    return list(dict.fromkeys(cases + RAGGED))
 
 
 @dataclasses.dataclass
@@ -113,11 +122,12 @@ def make_inputs(case, copies, paged, device, dtype=torch.bfloat16):
     def random(*shape):
         return torch.randn(copies, *shape, dtype=dtype, device=device)
 
-    pages = case.batch * -(-case.context // PAGE)
-    rows = (pages, PAGE, case.n_kv_heads) if paged else (case.batch, case.n_kv_heads, case.context)
+    longest = int(case.lengths.max())
+    pages = case.batch * -(-longest // PAGE)
+    rows = (pages, PAGE, case.n_kv_heads) if paged else (case.batch, case.n_kv_heads, longest)
     q, k = random(case.batch, case.n_heads, case.key_dim), random(*rows, case.key_dim)
     v = k[..., : case.value_dim] if case.attention == "mla" else random(*rows, case.value_dim)
-    lengths = torch.full((case.batch,), case.context, dtype=torch.int32, device=device)
+    lengths = case.lengths.to(device)
 
     def table():
         return torch.randperm(pages, device=device, dtype=torch.int32).view(case.batch, -1) if paged else None

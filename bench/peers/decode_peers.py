@@ -107,11 +107,11 @@ DENSE_PEERS = {
 
 
 def peers_of(case):
-    """By layout. The wide tile only where the serving stacks' does not hold all heads."""
+    """By layout. The wide tile only where the serving stacks' does not hold all heads; ragged requests are Triton's."""
     paged = {"triton": triton_peer(serving_blocks)}
     if case.group > SERVING_HEADS:
         paged["triton-wide"] = triton_peer(wide_blocks)
-    return {"dense": DENSE_PEERS | paged, "paged": paged}
+    return {"paged": paged} if case.ragged else {"dense": DENSE_PEERS | paged, "paged": paged}
 
 
 def sweep_peers(case):
