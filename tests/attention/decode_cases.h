@@ -32,20 +32,29 @@ struct DecodeCase {
 };
 
 inline std::string name_of(const DecodeCase& c) {
-  const auto text = [](const char* key, int value) { return std::string(" ") + key + std::to_string(value); };
-  std::string name = c.kind == CINCH_DECODE_LATENT ? "latent" + text("R", c.rank) + text("Dr", c.rope)
-                                                   : "grouped" + text("D", c.head_dim);
-  name += text("H", c.n_heads) + text("K", c.n_kv_heads) + (c.type == CINCH_DECODE_BF16 ? " bf16" : " fp16");
+  std::string name = c.kind == CINCH_DECODE_LATENT ? "latent" : "grouped";
+  const auto add = [&name](const char* key, int value) {
+    name += key;
+    name += std::to_string(value);
+  };
+  if (c.kind == CINCH_DECODE_LATENT) {
+    add(" R", c.rank);
+    add(" Dr", c.rope);
+  } else {
+    add(" D", c.head_dim);
+  }
+  add(" H", c.n_heads);
+  add(" K", c.n_kv_heads);
+  name += c.type == CINCH_DECODE_BF16 ? " bf16" : " fp16";
   name += c.paged ? " paged" : " dense";
   if (c.tokens_first) name += " tokens-first";
   if (c.rope_per_kv_head) name += " rope/head";
   if (c.key_scales) name += " scales";
-  if (c.v_head_dim > 0) name += text("Dv", c.v_head_dim);
-  if (c.window > 0) name += text("window", c.window);
+  if (c.v_head_dim > 0) add(" Dv", c.v_head_dim);
+  if (c.window > 0) add(" window", c.window);
   if (c.softcap > 0) name += " softcap";
-  name += " lengths";
-  for (size_t i = 0; i < c.lengths.size() && i < 6; ++i) name += (i == 0 ? " " : ",") + std::to_string(c.lengths[i]);
-  if (c.lengths.size() > 6) name += ",.. (" + std::to_string(c.lengths.size()) + ")";
+  for (size_t i = 0; i < c.lengths.size() && i < 6; ++i) add(i == 0 ? " lengths " : ",", c.lengths[i]);
+  if (c.lengths.size() > 6) add(",.. of ", static_cast<int>(c.lengths.size()));
   return name;
 }
 

@@ -1,12 +1,11 @@
 // The decode kernels' own code, in the warp emulator, against the double-precision reference.
-#include "attention/kernels/decode/decode_kernel.h"
+#include "attention/kernels/decode/emulated_decode.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <stdexcept>
 
-#include "attention/kernels/decode/emulated_decode.h"
 #include "tests/attention/decode_grid.h"
 #include "tests/attention/emulation.h"
 

@@ -36,11 +36,12 @@ Tiling checked_tiling(const CinchDecodeStep& step, const Multiprocessor& process
   EXPECT_GE(t.block_units * t.column_blocks * kUnit, t.value_columns);
   EXPECT_GE(16 * t.row_tiles * t.row_groups * t.row_blocks, t.rows);
   EXPECT_GE(t.parts, 1);
+  EXPECT_GE(t.shared_bytes, kMergeBytes * threads);
   for (const int pitch : {t.query_pitch, t.key_pitch, t.value_pitch}) EXPECT_EQ(pitch % 32, 16);
   if (step.v_head_dim > 0) {
     EXPECT_GE(t.value_rows, 16);
     const int pitch = (t.value_columns + 15) / 16 * 32 + 16;
-    EXPECT_LE((16 + (t.value_rows + 15) / 16 * 16) * pitch, t.shared_bytes);
+    EXPECT_LE(t.map_offset + (t.value_rows + 15) / 16 * 16 * pitch, t.shared_bytes);
   }
   return t;
 }
