@@ -261,7 +261,9 @@ void report(Bench& bench, const Shape& shape, const TilingWish& wish = {},
   printf("%s  %9.2f us %7.0f GB/s %5.1f %%   tiles %dx%d warps %d/%d slabs %d resident %d parts %d %s\n",
          text_of(shape).c_str(), us, rate, 100 * rate / bench.copy_rate(), t.row_tiles, t.row_groups, t.column_warps,
          t.warps, t.slabs, t.resident, t.parts, note);
-  if (*note != 0) return;  // experiments
+  const bool experiment =
+      wish.row_tiles + wish.row_groups + wish.warps + wish.slabs + wish.resident + wish.parts != 0 || *note != 0;
+  if (experiment) return;
   BenchLine line{};
   line.attention = shape.kind == CINCH_DECODE_LATENT ? "mla" : "gqa";
   line.kernel = "cinch";
