@@ -25,27 +25,26 @@ class Combine {
         lane_(thread % 32),
         shared_(shared_begin()) {}
 
-  /// Copies value_map's rows of this block's first piece of work: useful while other blocks stream.
-  CINCH_DEVICE void prefetch() const {
-    if (step_.v_head_dim > 0 && block_ < pieces()) load_map(block_);
+  // Both useful while other blocks still stream.
+  /// Reads who holds the first sequence that this block merges.
+  CINCH_DEVICE void prefetch_share() { first_share_ = share_of(block_); }
+  /// Copies value_map's rows of this block's first piece of work.
+  CINCH_DEVICE void prefetch_map() const {
+    if (block_ < pieces()) load_map(block_);
   }
 
   /// A sequence's results lie side by side: H x value columns numbers, taken four at a time ("quads"). Where parts are
   /// few per sequence, each thread sums them for 4 quads; else groups of threads share the parts of 16 quads, as long
   /// chains of loads would take most of a short step.
   CINCH_DEVICE void merge() const {
-    const int quads = step_.n_heads * row_quads();
-    const bool wide = tiling_.merge_groups == 1;
-    const int columns = wide ? 4 * threads() : threads() / tiling_.merge_groups;
-    const int chunks = (quads + columns - 1) / columns;
-    for (int work = block_; work < step_.batch * chunks; work += blocks_) {
-      const int sequence = work / chunks, first = work % chunks * columns;
-      const PlanShare share = plan_.shares[sequence];
+    for (int work = block_; work < step_.batch * merge_chunks(); work += blocks_) {
+      const int sequence = work / merge_chunks(), first = work % merge_chunks() * merge_columns();
+      const PlanShare share = work == block_ ? first_share_ : share_of(work);
       if (share.count == 1) continue;  // its part has written it
-      if (wide) {
-        merge_wide(share, sequence, first, quads);
+      if (tiling_.merge_groups == 1) {
+        merge_wide(share, sequence, first);
       } else {
-        merge_deep(share, sequence, first, quads, columns);
+        merge_deep(share, sequence, first);
       }
     }
   }
@@ -82,10 +81,20 @@ class Combine {
 
   CINCH_DEVICE int threads() const { return 32 * tiling_.warps * tiling_.row_groups; }
   CINCH_DEVICE int row_quads() const { return tiling_.value_columns / 4; }
+  CINCH_DEVICE int all_quads() const { return step_.n_heads * row_quads(); }
+  /// Quads that a block merges at once.
+  CINCH_DEVICE int merge_columns() const {
+    return tiling_.merge_groups == 1 ? 4 * threads() : threads() / tiling_.merge_groups;
+  }
+  CINCH_DEVICE int merge_chunks() const { return (all_quads() + merge_columns() - 1) / merge_columns(); }
+  CINCH_DEVICE PlanShare share_of(int work) const {
+    const int sequence = work / merge_chunks();
+    return sequence < step_.batch ? plan_.shares[sequence] : PlanShare{0, 0};
+  }
 
   /// Adds parts `first`, first + step, .. of kColumns quads, kParts of them at once: loads first, then sums.
   template <int kParts, int kColumns>
-  CINCH_DEVICE void add_parts(PlanShare share, int first, int step, int quad, int quad_step, int quads,
+  CINCH_DEVICE void add_parts(PlanShare share, int first, int step, int quad, int quad_step,
                               Sums (&sums)[kColumns]) const {
     const float* const lses = partial_lse(job_);
     const float* const outs = partial_out(job_);
@@ -98,12 +107,12 @@ class Combine {
         CINCH_UNROLL
         for (int c = 0; c < kColumns; ++c) {
           const int at = quad + c * quad_step;
-          const bool valid = index < share.count && at < quads;
+          const bool valid = index < share.count && at < all_quads();
           lse[p][c] = minus_infinity();
           values[p][c][0] = values[p][c][1] = values[p][c][2] = values[p][c][3] = 0;
           if (!valid) continue;
           lse[p][c] = fresh_float(lses + place * step_.n_heads + at / row_quads());
-          fresh_floats(outs + (place * quads + at) * 4, values[p][c]);
+          fresh_floats(outs + (place * all_quads() + at) * 4, values[p][c]);
         }
       }
       CINCH_UNROLL
@@ -113,16 +122,16 @@ class Combine {
       }
     }
   }
-  CINCH_DEVICE void merge_wide(PlanShare share, int sequence, int first, int quads) const {
+  CINCH_DEVICE void merge_wide(PlanShare share, int sequence, int first) const {
     Sums sums[4];
-    add_parts<4, 4>(share, 0, 1, first + thread_, threads(), quads, sums);
+    add_parts<4, 4>(share, 0, 1, first + thread_, threads(), sums);
     CINCH_UNROLL
-    for (int c = 0; c < 4; ++c) write(sums[c], sequence, first + thread_ + c * threads(), quads);
+    for (int c = 0; c < 4; ++c) write(sums[c], sequence, first + thread_ + c * threads());
   }
-  CINCH_DEVICE void merge_deep(PlanShare share, int sequence, int first, int quads, int columns) const {
-    const int group = thread_ / columns, column = thread_ % columns;
+  CINCH_DEVICE void merge_deep(PlanShare share, int sequence, int first) const {
+    const int columns = merge_columns(), group = thread_ / columns, column = thread_ % columns;
     Sums sums[1];
-    add_parts<8, 1>(share, group, tiling_.merge_groups, first + column, 0, quads, sums);
+    add_parts<8, 1>(share, group, tiling_.merge_groups, first + column, 0, sums);
     const Shared own = shared_ + static_cast<Shared>(thread_ * kMergeBytes);
     shared_store(own, sums[0].top);
     shared_store(own + 4, sums[0].total);
@@ -136,12 +145,12 @@ class Combine {
         for (int i = 0; i < 4; ++i) values[i] = shared_float(from + static_cast<Shared>(8 + 4 * i));
         all.add(shared_float(from), shared_float(from + 4), values);
       }
-      write(all, sequence, first + column, quads);
+      write(all, sequence, first + column);
     }
     sync_block();
   }
-  CINCH_DEVICE void write(const Sums& sums, int sequence, int quad, int quads) const {
-    if (quad >= quads) return;
+  CINCH_DEVICE void write(const Sums& sums, int sequence, int quad) const {
+    if (quad >= all_quads()) return;
     const int head = quad / row_quads(), column = quad % row_quads() * 4;
     const float factor = sums.total > 0 ? 1 / sums.total : 0;
     auto* const to = reinterpret_cast<uint32_t*>(whole_out(job_, sequence, head) + column);
@@ -221,6 +230,7 @@ class Combine {
   SplitPlan plan_;
   int block_, blocks_, thread_, lane_;
   Shared shared_;
+  PlanShare first_share_{0, 0};
 };
 
 }  // namespace cinch::decode

@@ -5,6 +5,7 @@
 
 #include "attention/kernels/decode/results.h"
 #include "attention/kernels/decode/slab_loader.h"
+#include "attention/kernels/decode/tile_math.h"
 #include "attention/kernels/decode/warp.h"
 
 namespace cinch::decode {
@@ -172,52 +173,11 @@ class DecodeBlock {
   }
 
   CINCH_DEVICE void multiply_queries(float (&scores)[kRowTiles][2][4]) const {
-    // mma waits for its own sum: with one row tile, even and odd depths go to sums of their own.
-    constexpr int kChains = kRowTiles == 1 ? 2 : 1;
-    float sums[kChains][kRowTiles][2][4];
-    CINCH_UNROLL
-    for (int i = 0; i < kChains * kRowTiles * 8; ++i) (&sums[0][0][0][0])[i] = 0;
-    const Shared queries =
-        shared_ +
-        static_cast<Shared>((row_group() * kGroupRows + matrix_row()) * tiling_.query_pitch + lane_ / 16 * 16);
-    const Shared keys = slab_address(warp()) +
-                        static_cast<Shared>((lane_ / 16 * 8 + lane_ % 8) * tiling_.key_pitch + lane_ / 8 % 2 * 16);
-    // Fragments of the next depth are on their way while this one's are multiplied.
-    Depth even, odd;
-    const int depth = (tiling_.key_columns + 15) / 16;
-    load_depth(even, queries, keys, 0);
-    for (int k = 0; k < depth; k += 2) {
-      load_depth(odd, queries, keys, k + 1 < depth ? k + 1 : k);
-      multiply_depth(sums[0], even);
-      if (k + 1 == depth) break;
-      load_depth(even, queries, keys, k + 2 < depth ? k + 2 : k);
-      multiply_depth(sums[kChains - 1], odd);
-    }
-    CINCH_UNROLL
-    for (int i = 0; i < kRowTiles * 8; ++i) {
-      float sum = (&sums[0][0][0][0])[i];
-      if constexpr (kChains == 2) sum += (&sums[kChains - 1][0][0][0])[i];
-      (&scores[0][0][0])[i] = sum;
-    }
+    const int query_row = row_group() * kGroupRows + matrix_row(), key_row = lane_ / 16 * 8 + lane_ % 8;
+    const Shared queries = shared_ + static_cast<Shared>(query_row * tiling_.query_pitch + lane_ / 16 * 16);
+    const Shared keys = slab_address(warp()) + static_cast<Shared>(key_row * tiling_.key_pitch + lane_ / 8 % 2 * 16);
+    dot_products<T>(scores, queries, 16 * tiling_.query_pitch, keys, (tiling_.key_columns + 15) / 16);
   }
-  /// 16 columns of the queries and of 16 keys.
-  struct Depth {
-    uint32_t queries[kRowTiles][4], keys[4];
-  };
-  CINCH_DEVICE void load_depth(Depth& to, Shared queries, Shared keys, int k) const {
-    load_matrices(to.keys, keys + static_cast<Shared>(32 * k));
-    CINCH_UNROLL
-    for (int m = 0; m < kRowTiles; ++m)
-      load_matrices(to.queries[m], queries + static_cast<Shared>(m * 16 * tiling_.query_pitch + 32 * k));
-  }
-  CINCH_DEVICE static void multiply_depth(float (&sums)[kRowTiles][2][4], const Depth& depth) {
-    CINCH_UNROLL
-    for (int m = 0; m < kRowTiles; ++m) {
-      multiply_add(T(), sums[m][0], depth.queries[m], depth.keys[0], depth.keys[1]);
-      multiply_add(T(), sums[m][1], depth.queries[m], depth.keys[2], depth.keys[3]);
-    }
-  }
-
   CINCH_DEVICE void scale_scores(float (&scores)[kRowTiles][2][4]) const {
     const int group = step_.n_heads / step_.n_kv_heads;
     const Shared slab = slab_address(warp()) + static_cast<Shared>(tiling_.scale_offset);
@@ -296,23 +256,9 @@ class DecodeBlock {
         sum_[m][half] = sum_[m][half] * keep[m][half] + sum;
       }
     }
-    if (any(changed)) rescale(keep);
+    if (any(changed)) rescale(out_, keep);
   }
   CINCH_DEVICE float score_scale() const { return (step_.softcap > 0 ? 1.0f : step_.scale) * kLog2e; }
-
-  CINCH_DEVICE void rescale(const float (&factors)[kRowTiles][2]) {
-    CINCH_UNROLL
-    for (int m = 0; m < kRowTiles; ++m) {
-      CINCH_UNROLL
-      for (int u = 0; u < kUnits; ++u) {
-        CINCH_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          out_[m][u][0][i] *= factors[m][i / 2];
-          out_[m][u][1][i] *= factors[m][i / 2];
-        }
-      }
-    }
-  }
 
   /// Maxima over the slabs of all warps of the team.
   CINCH_DEVICE void exchange_maxima(float (&highest)[kRowTiles][2]) const {
@@ -359,42 +305,7 @@ class DecodeBlock {
   CINCH_DEVICE void add_values(const uint32_t (&weights)[kRowTiles][4], Shared slab) {
     const Shared values = slab + static_cast<Shared>(tiling_.value_offset + matrix_row() * tiling_.value_pitch +
                                                      lane_ / 16 * 16 + first_unit_ * kUnit * 2);
-    // As many units as this warp has, without a branch between them.
-    switch (units_) {
-      case 8:
-        return add_units<8>(weights, values);
-      case 7:
-        return add_units<7>(weights, values);
-      case 6:
-        return add_units<6>(weights, values);
-      case 5:
-        return add_units<5>(weights, values);
-      case 4:
-        return add_units<4>(weights, values);
-      case 3:
-        return add_units<3>(weights, values);
-      case 2:
-        return add_units<2>(weights, values);
-      case 1:
-        return add_units<1>(weights, values);
-      default:
-        return;
-    }
-  }
-  template <int kCount>
-  CINCH_DEVICE void add_units(const uint32_t (&weights)[kRowTiles][4], Shared values) {
-    if constexpr (kCount <= kUnits) {
-      CINCH_UNROLL
-      for (int u = 0; u < kCount; ++u) {
-        uint32_t b[4];
-        load_matrices_transposed(b, values + static_cast<Shared>(u * kUnit * 2));
-        CINCH_UNROLL
-        for (int m = 0; m < kRowTiles; ++m) {
-          multiply_add(T(), out_[m][u][0], weights[m], b[0], b[1]);
-          multiply_add(T(), out_[m][u][1], weights[m], b[2], b[3]);
-        }
-      }
-    }
+    add_products<T>(out_, weights, values, units_);
   }
 
   /// Brings the warps' sums together and writes the sequence's result, or this part's share of it.
@@ -440,7 +351,7 @@ class DecodeBlock {
         factors[m][half] = exp2_fast(maximum_[m][half] - top) / sum;
       }
     }
-    rescale(factors);
+    rescale(out_, factors);
   }
   /// Adds the other teams' out_ to that of team 0, through the memory of the queries, one team at a time.
   CINCH_DEVICE void merge_teams() {
@@ -509,27 +420,11 @@ class DecodeBlock {
           }
         }
         if (whole) {
-          write_row(whole_out(job_, sequence, head) + column, out_[m], half, columns);
+          write_row<T>(whole_out(job_, sequence, head) + column, out_[m], half, columns);
         } else {
-          write_row(partial_out(job_) + partial * tiling_.value_columns + column, out_[m], half, columns);
+          write_row<T>(partial_out(job_) + partial * tiling_.value_columns + column, out_[m], half, columns);
         }
       }
-    }
-  }
-  CINCH_DEVICE static void write_row(uint16_t* to, const float (&out)[kUnits][2][4], int half, int columns) {
-    CINCH_UNROLL
-    for (int i = 0; i < 2 * kUnits; ++i) {
-      if (8 * i >= columns) break;
-      *reinterpret_cast<uint32_t*>(to + 8 * i) =
-          pack(T(), out[i / 2][i % 2][2 * half], out[i / 2][i % 2][2 * half + 1]);
-    }
-  }
-  CINCH_DEVICE static void write_row(float* to, const float (&out)[kUnits][2][4], int half, int columns) {
-    CINCH_UNROLL
-    for (int i = 0; i < 2 * kUnits; ++i) {
-      if (8 * i >= columns) break;
-      to[8 * i] = out[i / 2][i % 2][2 * half];
-      to[8 * i + 1] = out[i / 2][i % 2][2 * half + 1];
     }
   }
 

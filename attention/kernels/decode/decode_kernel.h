@@ -17,10 +17,10 @@ CINCH_DEVICE void decode(const DecodeJob& job, GridPlace place, Join join) {
   const bool streams = (job.phases & kStream) != 0, merges = (job.phases & kMerge) != 0;
   const bool maps = (job.phases & kMap) != 0 && job.step.v_head_dim > 0;
   if (streams) DecodeBlock<T, kRowTiles, kUnits, kColumnWarps>(job, place.part, place.head_block, place.thread).run();
-  const Combine<T> combine(job, place.part + place.head_block * place.parts, place.parts * place.head_blocks,
-                           place.thread);
-  if (maps) combine.prefetch();
+  Combine<T> combine(job, place.part + place.head_block * place.parts, place.parts * place.head_blocks, place.thread);
+  if (maps) combine.prefetch_map();
   if (merges) {
+    combine.prefetch_share();
     if (streams) join();
     combine.merge();
   }

@@ -68,7 +68,6 @@ CINCH_DEVICE uint32_t pack(Fp16, float low, float high) {
   return packed;
 }
 CINCH_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-CINCH_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 CINCH_DEVICE bool any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
 /// 16 bytes from global to shared memory in the background; zeros, and no access to `from`, unless `valid`.
@@ -156,7 +155,6 @@ uint32_t pack(T, float low, float high) {
   return T::from_float(low) | static_cast<uint32_t>(T::from_float(high)) << 16;
 }
 inline float shuffle_xor(float value, int mask) { return emulator::shuffle(value, emulator::lane() ^ mask); }
-inline float shuffle(float value, int from) { return emulator::shuffle(value, from); }
 inline bool any(bool value) { return emulator::any(value); }
 inline void copy_async(Shared to, const void* from, bool valid) { emulator::copy_async(to, from, valid); }
 inline void copy_commit() { emulator::copy_commit(); }
