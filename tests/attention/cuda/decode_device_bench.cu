@@ -4,6 +4,7 @@
 // what a plain copy reaches in the same run, read and written bytes together.
 //   --bench            the cases of docs/kernels.md, Targets
 //   --bench grouped|latent|small|plan|tune ...    some of them; tune tries other tilings
+//   --bench ... [--json FILE --commit COMMIT]    also writes a line per time (bench/results/README.md)
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -11,6 +12,7 @@
 #include <random>
 
 #include "attention/kernels/decode/reference.h"
+#include "tests/attention/cuda/bench_lines.h"
 #include "tests/attention/cuda/device_program.h"
 
 namespace cinch::decode {
@@ -97,6 +99,14 @@ class Bench {
   }
 
   double copy_rate() const { return copy_; }
+  BenchLines lines;
+  /// What a step must read of the cache.
+  static int64_t cache_bytes(const Shape& shape) {
+    const std::vector<int32_t> lengths = lengths_of(shape);
+    const bool latent = shape.kind == CINCH_DECODE_LATENT;
+    const int64_t row = latent ? shape.rank + shape.rope : 2 * int64_t{shape.n_kv_heads} * shape.head_dim;
+    return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}) * row * 2;
+  }
   const Multiprocessor& processor() const { return processor_; }
 
   /// Microseconds per step; `bytes` is what it must move. 0 where no kernel covers it.
@@ -111,15 +121,13 @@ class Bench {
     }
     tiling = job.tiling;
     const std::vector<int32_t> lengths = lengths_of(shape);
-    const int64_t tokens = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
     const int longest = *std::max_element(lengths.begin(), lengths.end());
     const int blocks = (longest + kBlockTokens - 1) / kBlockTokens, pages = s.batch * blocks;
     const bool latent = shape.kind == CINCH_DECODE_LATENT;
     const int64_t cache = static_cast<int64_t>(pages) * s.keys.page_stride * 2 * (latent ? 1 : 2);
-    const int64_t row = latent ? shape.rank + shape.rope : 2 * int64_t{shape.n_kv_heads} * shape.head_dim;
     const int64_t small = int64_t{s.batch} * s.n_heads * (query_width(s) + out_width(s)) * 2 +
                           int64_t{s.n_heads} * s.v_head_dim * s.kv_lora_rank * 2;
-    bytes = static_cast<uint64_t>(tokens * row * 2 + small);
+    bytes = static_cast<uint64_t>(cache_bytes(shape) + small);
     const int copies = static_cast<int>(
         std::min<uint64_t>(rotation_bytes_ / bytes + 2, std::max<uint64_t>(1, pool_.bytes() / 2 / cache)));
 
@@ -252,6 +260,24 @@ void report(Bench& bench, const Shape& shape, const TilingWish& wish = {}, bool 
   printf("%s  %9.2f us %7.0f GB/s %5.1f %%   tiles %dx%d warps %d/%d slabs %d resident %d parts %d %s\n",
          text_of(shape).c_str(), us, rate, 100 * rate / bench.copy_rate(), t.row_tiles, t.row_groups, t.column_warps,
          t.warps, t.slabs, t.resident, t.parts, note);
+  const bool experiment =
+      wish.row_tiles + wish.row_groups + wish.warps + wish.slabs + wish.resident + wish.parts != 0 || *note != 0;
+  if (experiment) return;
+  BenchLine line{};
+  line.attention = shape.kind == CINCH_DECODE_LATENT ? "mla" : "gqa";
+  line.kernel = "cinch";
+  line.batch = shape.batch;
+  line.context = shape.length;
+  line.ragged = shape.ragged;
+  line.n_heads = shape.n_heads;
+  line.n_kv_heads = shape.n_kv_heads;
+  line.head_dim = shape.head_dim;
+  line.kv_lora_rank = shape.rank;
+  line.qk_rope_head_dim = shape.rope;
+  line.v_head_dim = shape.v_head_dim;
+  line.cache_bytes = Bench::cache_bytes(shape);
+  line.us = us;
+  bench.lines.write(line, bench.copy_rate());
 }
 
 constexpr int kRanks[] = {64, 96, 128, 192, 256, 320, 384, 448, 512};
@@ -369,6 +395,17 @@ int run_benchmark(const std::vector<std::string>& arguments) {
                                                           {"tune", bench_tunings},
                                                           {"plan", bench_plan}};
   std::vector<std::string> wanted(arguments.begin() + 1, arguments.end());
+  std::string json, commit = "unknown";
+  for (const auto& [name, value] : {std::pair{"--json", &json}, std::pair{"--commit", &commit}}) {
+    const auto option = std::find(wanted.begin(), wanted.end(), name);
+    if (option == wanted.end() || option + 1 == wanted.end()) continue;
+    *value = *(option + 1);
+    wanted.erase(option, option + 2);
+  }
+  if (!json.empty() && !bench.lines.open(json, commit)) {
+    fprintf(stderr, "error: %s cannot be written\n", json.c_str());
+    return 2;
+  }
   if (wanted.empty()) wanted = {"plan", "latent", "small", "grouped"};
   for (const std::string& name : wanted) {
     const auto suite = suites.find(name);
