@@ -40,9 +40,8 @@ struct CinchDecodeCache {
 
 /* One decode step of one layer. A zeroed field means "without". */
 struct CinchDecodeStep {
-  int32_t kind;   /* CinchDecodeKind */
-  int32_t type;   /* CinchDecodeType of q, caches, out, value_map and value_bias */
-  int32_t kernel; /* CinchDecodeKernel */
+  int32_t kind; /* CinchDecodeKind */
+  int32_t type; /* CinchDecodeType of q, caches, out, value_map and value_bias */
 
   int32_t batch;            /* B */
   int32_t n_heads;          /* H */
@@ -75,6 +74,8 @@ struct CinchDecodeStep {
 
   const int32_t* plan; /* from cinch_decode_plan, for the same lengths; layout in split_plan.h */
   void* scratch;       /* scratch_bytes of cinch_decode_sizes; zeroed once by the caller, of one stream at a time */
+
+  int32_t kernel; /* CinchDecodeKernel */
 };
 
 /* What a caller has to allocate on the device, 256-byte aligned, for one shape: fields that are not pointers decide. */
