@@ -8,12 +8,10 @@
 
 #include "core/errors.h"
 #include "train/loss_rows.h"
+#include "train/planning/loss_bytes.h"
 
 namespace cinch {
 namespace {
-
-constexpr int64_t kBuffers = 4;  // of (rows, V) at once: student, teacher, gradient, and one that an operation makes
-constexpr int64_t kFusedBuffers = 2;  // student and teacher
 
 struct Sums {
   at::Tensor hidden_gradient, head_gradient;  // undefined where not asked for
@@ -37,9 +35,9 @@ class Chunks {
 
   Sums run() {
     const bool fused = has_loss_rows(in_.hidden);
-    const int64_t logit = fused ? kFusedBuffers * static_cast<int64_t>(in_.hidden.element_size())
-                                : kBuffers * (work_ == at::kDouble ? 8 : 4);
-    const int64_t rows = loss_chunk_rows(in_.head.size(0), logit, options_.chunk_bytes);
+    const int64_t rows =
+        loss_chunk_rows(in_.head.size(0), loss_logit_bytes(fused, static_cast<int64_t>(in_.hidden.element_size())),
+                        options_.chunk_bytes);
     for (int64_t first = 0; first < in_.hidden.size(0); first += rows) {
       const int64_t count = std::min(rows, in_.hidden.size(0) - first);
       const at::Tensor gradient = fused ? add_fused(first, count) : add_plain(first, count);

@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "convert/converter.h"
-#include "convert/partial_folder.h"
+
+#include "tests/convert/killed_run.h"
 #include "tests/convert/tiny_model.h"
 #include "tests/support/assets.h"
 #include "tests/support/device/device_under_test.h"
@@ -104,21 +105,7 @@ TEST_P(StatisticsOnADevice, ServeThereAndOnTheCpu) {
 
 TEST_P(ResumeOnADevice, GoesOnFromFinishedLayers) {
   const Json whole = convert(device(), "whole");
-  const Json record = JsonObject::from_file(folder_ / "whole/cinch.json").json();
-  Json identity;
-  for (const char* key : {"version", "recipe", "source", "calibration", "output", "threads", "device"})
-    identity[key] = record[key];
-  {
-    // As after a kill behind layer 0.
-    PartialFolder partial(folder_ / "again", identity, PartialFolder::Start::fresh);
-    const auto source = open_tensors(folder_ / "whole");
-    std::map<std::string, PartialFolder::StoredTensor> layer;
-    for (const TensorInfo& info : source->tensors()) {
-      if (info.name.find("layers.0.self_attn") != std::string::npos)
-        layer[info.name] = {info.dtype, to_torch(source->read(info.name), torch_dtype(info.dtype))};
-    }
-    partial.store_layer(0, layer, record["layers"][0]);
-  }
+  leave_as_killed_behind_layer_0(folder_ / "whole", folder_ / "again");
   const Json resumed = convert(device(), "again", {}, /*resume=*/true);
   EXPECT_EQ(resumed["resumed_layers"], 1);
   expect_alike(whole, resumed);

@@ -10,11 +10,12 @@
 
 #include "convert/budget_sweep.h"
 #include "convert/converter.h"
-#include "convert/partial_folder.h"
+
 #include "convert/transforms/latent_sizes.h"
 #include "core/digest.h"
 #include "core/errors.h"
 #include "model/decoder_model.h"
+#include "tests/convert/killed_run.h"
 #include "tests/convert/tiny_model.h"
 #include "tests/support/assets.h"
 
@@ -237,21 +238,7 @@ TEST_P(LatentConversion, BaselinesLoseMore) {
 
 TEST_P(LatentConversion, ResumedRunsGiveTheSameBytes) {
   convert(mla_recipe(20, 8), "whole");
-  const Json record = JsonObject::from_file(folder_ / "whole/cinch.json").json();
-  Json identity;
-  for (const char* key : {"version", "recipe", "source", "calibration", "output", "threads", "device"})
-    identity[key] = record[key];
-  {
-    // As after a kill behind layer 0.
-    PartialFolder partial(folder_ / "again", identity, PartialFolder::Start::fresh);
-    const auto source = open_tensors(folder_ / "whole");
-    std::map<std::string, PartialFolder::StoredTensor> layer;
-    for (const TensorInfo& info : source->tensors()) {
-      if (info.name.find("layers.0.self_attn") != std::string::npos)
-        layer[info.name] = {info.dtype, to_torch(source->read(info.name), torch_dtype(info.dtype))};
-    }
-    partial.store_layer(0, layer, record["layers"][0]);
-  }
+  leave_as_killed_behind_layer_0(folder_ / "whole", folder_ / "again");
   EXPECT_EQ(convert(mla_recipe(20, 8), "again", /*resume=*/true)["resumed_layers"], 1);
   EXPECT_EQ(sha256_hex_of_file(folder_ / "again/model.h5"), sha256_hex_of_file(folder_ / "whole/model.h5"));
   EXPECT_EQ(sha256_hex_of_file(folder_ / "again/config.json"), sha256_hex_of_file(folder_ / "whole/config.json"));

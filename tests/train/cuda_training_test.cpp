@@ -39,11 +39,7 @@ TEST_F(CudaTraining, StepsEqualTheCpus) {
 }
 
 TEST_F(CudaTraining, EveryStageEqualsTheCpus) {
-  TrainRecipe recipe = tiny_recipe(4);
-  TrainStage local = recipe.stages.front(), last = local;
-  local.local = true;
-  last.loss = {1, 0};
-  recipe.stages = {last, local, recipe.stages.front()};  // first away from the teacher, which is the same model
+  TrainRecipe recipe = every_stage(4);
   recipe.guard.deviations = 0;
   TinyRun cpu(recipe, options_on(at::kCPU, at::kDouble)), cuda(recipe, options_on(at::kCUDA, at::kDouble));
   while (!cpu.trainer.done()) {

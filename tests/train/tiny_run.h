@@ -26,6 +26,16 @@ inline TrainRecipe tiny_recipe(int64_t steps = 8) {
           .micro_batch = 4};
 }
 
+/// Next token (away from the teacher, which is the same model), then the local stage, then both losses.
+inline TrainRecipe every_stage(int64_t steps) {
+  TrainRecipe recipe = tiny_recipe(steps);
+  TrainStage next_token = recipe.stages.front(), local = next_token;
+  next_token.loss = {1, 0};
+  local.local = true;
+  recipe.stages = {next_token, local, recipe.stages.front()};
+  return recipe;
+}
+
 struct TinyRun {
   TrainedModel model;
   Teacher teacher;

@@ -3,17 +3,11 @@
 #include <algorithm>
 
 namespace cinch {
-namespace {
-
-constexpr int64_t kBuffers = 4, kFusedBuffers = 2;  // that a chunk's rows are counted for
-
-}  // namespace
-
 int64_t loss_bytes(const LossShape& shape) {
   const int64_t s = shape.compute_bytes, w = s == 8 ? 8 : 4, narrow = s == w ? 0 : s;
   const bool fused = !shape.on_cpu && s < 8;
-  const int64_t logit = fused ? kFusedBuffers * s : kBuffers * w;
-  const int64_t rows = std::clamp<int64_t>(shape.chunk_bytes / (shape.vocabulary * logit), 1, shape.tokens);
+  const int64_t row = shape.vocabulary * loss_logit_bytes(fused, s);
+  const int64_t rows = std::clamp<int64_t>(shape.chunk_bytes / row, 1, shape.tokens);
   // At once: the student's logits and their log-softmax, the teacher's, its probabilities and a difference; logits in a
   // narrow type are made wide first. Or both models' logits alone.
   const int64_t held = fused ? s * (shape.teacher ? 2 : 1) : w * (shape.teacher ? 5 : 2) + narrow;
