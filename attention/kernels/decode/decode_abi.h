@@ -26,6 +26,9 @@ enum CinchDecodeKind { CINCH_DECODE_GROUPED = 0, CINCH_DECODE_LATENT = 1 };
 enum CinchDecodeKernel { CINCH_DECODE_ANY = 0, CINCH_DECODE_MMA = 1, CINCH_DECODE_SM90 = 2 };
 enum CinchDecodeType { CINCH_DECODE_BF16 = 0, CINCH_DECODE_FP16 = 1 };
 
+/* How a latent cache holds its numbers. Below 16 bits: pages of bytes (page_layout.h). */
+enum CinchCacheFormat { CINCH_CACHE_16BIT = 0, CINCH_CACHE_INT8 = 1, CINCH_CACHE_FP8 = 2, CINCH_CACHE_INT4 = 3 };
+
 /* Tokens of one page of a paged cache, and the unit of the split plan. */
 enum { CINCH_DECODE_PAGE = 64 };
 
@@ -76,6 +79,12 @@ struct CinchDecodeStep {
   void* scratch;       /* scratch_bytes of cinch_decode_sizes; zeroed once by the caller, of one stream at a time */
 
   int32_t kernel; /* CinchDecodeKernel */
+
+  /* CinchCacheFormat; other than 16 bits: latent and paged, `keys` with page_stride in bytes (token_stride unused). */
+  int32_t cache_format;
+  /* int4: the last length % 64 tokens of sequence b are 16-bit rows like those of a 16-bit cache, token t in row t % 64
+   * of its own open page; page_stride: between sequences, in elements. */
+  struct CinchDecodeCache open;
 };
 
 /* What a caller has to allocate on the device, 256-byte aligned, for one shape: fields that are not pointers decide. */
