@@ -48,7 +48,7 @@ void run_emulated(const CinchDecodeStep& step, const Multiprocessor& processor, 
   std::vector<uint64_t> scratch(job.scratch.bytes / sizeof(uint64_t), ~uint64_t{0});
   job.step.plan = plan_memory.data();
   job.step.scratch = scratch.data();
-  for (const int phase : {kStream, kCombine}) {
+  for (const int phase : {kStream, kMerge, kMap}) {
     job.phases = phase;
     const RunGrid grid{job, last_warp_first};
     if (step.type == CINCH_DECODE_BF16) {
