@@ -23,6 +23,13 @@ using Shared = uint32_t;
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+
+CINCH_HOST_DEVICE bool is_aligned(const void* address, uint32_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
 
 #if defined(__CUDACC__)
 
@@ -121,6 +128,15 @@ CINCH_DEVICE void shared_store(Shared to, Words4 v) {
 /// Of data that other thread blocks of the same launch have written: not through L1, which is not coherent.
 CINCH_DEVICE float fresh_float(const float* from) { return __ldcg(from); }
 CINCH_DEVICE uint16_t fresh_half(const uint16_t* from) { return __ldcg(from); }
+/// Several numbers in one access, which needs a multiple of sizeof(V).
+template <class V>
+CINCH_DEVICE V global_load(const void* from) {
+  return *static_cast<const V*>(from);
+}
+template <class V>
+CINCH_DEVICE void global_store(void* to, V value) {
+  *static_cast<V*>(to) = value;
+}
 
 CINCH_DEVICE float exp2_fast(float x) {
   float y;
@@ -162,6 +178,17 @@ void shared_store(Shared to, V value) {
 }
 inline float fresh_float(const float* from) { return *from; }
 inline uint16_t fresh_half(const uint16_t* from) { return *from; }
+template <class V>
+V global_load(const void* from) {
+  V value;
+  memcpy(&value, emulator::checked(from, sizeof value), sizeof value);
+  return value;
+}
+template <class V>
+void global_store(void* to, V value) {
+  emulator::checked(to, sizeof value);
+  memcpy(to, &value, sizeof value);
+}
 inline float exp2_fast(float x) { return exp2f(x); }
 
 #endif
