@@ -42,7 +42,7 @@ void run_emulated_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int
 
 void run_emulated_job(DecodeJob job, bool last_warp_first) {
   job.scratch = scratch_layout(job.step, job.tiling.parts, job.tiling.value_columns);
-  for (const int phase : {kStream, kCombine}) {
+  for (const int phase : {kStream, kMerge, kMap}) {
     job.phases = phase;
     const RunGrid grid{job, last_warp_first};
     if (job.step.type == CINCH_DECODE_BF16) {
