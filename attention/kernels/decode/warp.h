@@ -23,6 +23,13 @@ using Shared = uint32_t;
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+
+CINCH_HOST_DEVICE bool is_aligned(const void* address, uint32_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
 
 #if defined(__CUDACC__)
 
@@ -119,6 +126,16 @@ CINCH_DEVICE void shared_store(Shared to, Words4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+/// Several numbers in one access, which needs a multiple of sizeof(V).
+template <class V>
+CINCH_DEVICE V global_load(const void* from) {
+  return *static_cast<const V*>(from);
+}
+template <class V>
+CINCH_DEVICE void global_store(void* to, V value) {
+  *static_cast<V*>(to) = value;
+}
+
 /// Of data that other thread blocks of the same launch have written: not through L1, which is not coherent.
 CINCH_DEVICE float fresh_float(const float* from) { return __ldcg(from); }
 CINCH_DEVICE void fresh_floats(const float* from, float (&to)[4]) {
@@ -173,6 +190,17 @@ void shared_store(Shared to, V value) {
   emulator::shared<V>(to) = value;
 }
 inline float fresh_float(const float* from) { return *from; }
+template <class V>
+V global_load(const void* from) {
+  V value;
+  memcpy(&value, emulator::checked(from, sizeof value), sizeof value);
+  return value;
+}
+template <class V>
+void global_store(void* to, V value) {
+  emulator::checked(to, sizeof value);
+  memcpy(to, &value, sizeof value);
+}
 inline void fresh_floats(const float* from, float (&to)[4]) { memcpy(to, from, sizeof to); }
 inline int recomputed(int value) { return value; }
 inline float exp2_fast(float x) { return exp2f(x); }
