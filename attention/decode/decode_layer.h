@@ -30,8 +30,8 @@ class DecodeLayer {
   /// One token of every sequence, x (B, 1, E): (B, 1, H*Dv). The batch's lengths count it already.
   virtual at::Tensor step(const at::Tensor& x) = 0;
 
-  /// Random numbers in place of every cached token's, for benchmarks; false where the layer cannot.
-  virtual bool fill() = 0;
+  /// For benchmarks: random numbers in the cache, as though every sequence had `tokens` tokens.
+  virtual void fill(int64_t tokens) = 0;
   virtual CachedRows cached(int64_t sequence) const = 0;
   /// What one more token of one sequence takes, in bytes.
   virtual double bytes_per_token() const = 0;
