@@ -191,6 +191,22 @@ int64_t DecodeSession::kv_bytes_per_token() const {
   return static_cast<int64_t>(std::ceil(bytes));
 }
 
+int64_t DecodeSession::kv_bytes(int64_t tokens) const {
+  double bytes = 0;
+  for (const auto& layer : layers_)
+    bytes += layer->bytes_per_token() * static_cast<double>(tokens) + static_cast<double>(layer->bytes_per_sequence());
+  return static_cast<int64_t>(std::ceil(bytes));
+}
+
+bool DecodeSession::emulates_cache() const {
+  if (options_.cache_format == CacheFormat::sixteen_bit) return false;
+  for (size_t layer = 0; layer < choices_.size(); ++layer) {
+    const bool latent = model_->config().layers[layer].kind == AttentionKind::latent;
+    if (latent && choices_[layer].kernel == DecodeKernel::attend) return true;
+  }
+  return false;
+}
+
 int64_t DecodeSession::kv_bytes_allocated() const {
   int64_t bytes = 0;
   for (const auto& layer : layers_) bytes += layer->bytes_allocated();

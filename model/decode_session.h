@@ -63,9 +63,14 @@ class DecodeSession {
   bool uses_graph() const { return graph_ != nullptr; }
   const std::string& why_no_graph() const { return why_no_graph_; }
 
-  /// What one more token of one sequence takes in all layers, in whole pages' share; what was allocated.
+  /// What one more token of one sequence takes in all layers, its share of full pages; where a cache format is emulated
+  /// (emulates_cache), what it would take.
   int64_t kv_bytes_per_token() const;
+  /// Of one sequence of so many tokens.
+  int64_t kv_bytes(int64_t tokens) const;
   int64_t kv_bytes_allocated() const;
+  /// Whether a cache below 16 bits holds rounded numbers of the model's type: layers without a kernel.
+  bool emulates_cache() const;
   /// The rows that a layer's cache gives back for one sequence, for tests: keys (1, K, S, D) and values, or of latent
   /// attention entries (1, 1, S, R+Dr+K) and nothing. With a window only tokens that are still held.
   CachedRows cached(int64_t layer, int64_t sequence) const;

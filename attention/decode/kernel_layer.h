@@ -18,6 +18,7 @@ namespace cinch {
 class KernelLayer : public DecodeLayer {
  public:
   double bytes_per_token() const override;
+  int64_t bytes_per_sequence() const override { return 2 * step_.open.page_stride; }
   int64_t bytes_allocated() const override;
 
  protected:

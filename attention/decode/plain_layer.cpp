@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "attention/decode/step_shape.h"
+
 namespace cinch {
 
 PlainLayer::PlainLayer(const AttentionModule& attention, const DecodeBatch& batch, CacheFormat format)
@@ -40,6 +42,10 @@ double PlainLayer::bytes_per_token() const {
   if (format_ != CacheFormat::sixteen_bit) return cinch::bytes_per_token(attention_.spec(), format_);
   return static_cast<double>(attention_.spec().kv_elements()) *
          static_cast<double>(at::elementSize(batch_.sizes().dtype));
+}
+
+int64_t PlainLayer::bytes_per_sequence() const {
+  return format_ == CacheFormat::int4 ? 2 * kCachePage * padded_row(attention_.spec()) : 0;
 }
 
 int64_t PlainLayer::bytes_allocated() const {

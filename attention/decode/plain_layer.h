@@ -16,6 +16,7 @@ class PlainLayer : public DecodeLayer {
   void fill(int64_t tokens) override;
   CachedRows cached(int64_t sequence) const override;
   double bytes_per_token() const override;
+  int64_t bytes_per_sequence() const override;
   int64_t bytes_allocated() const override;
 
  private:
