@@ -68,8 +68,6 @@ inline std::string name_of(const AppendCase& c) {
 struct AppendResult {
   std::vector<uint16_t> q_out, values, open;
   std::vector<uint16_t> keys;  // 16 bits, or the bytes of pages
-
-  friend bool operator==(const AppendResult&, const AppendResult&) = default;
 };
 
 /// The arrays of a case; `append` points into them.
