@@ -15,6 +15,10 @@ namespace cinch::decode {
 
 constexpr int kAppendThreads = 128;
 constexpr int kTileColumns = 64;  // of an int4 page
+constexpr int kLaneUnits = 4;     // of eight numbers, that a lane can hold of a part of a token's codes
+
+/// Places in AppendJob::rows. Grouped: queries, keys, values.
+enum { kQueryRows = 0, kKeyRows = 1, kValueRows = 2, kLatentRows = 1, kRotaryRows = 2, kScaleRows = 3 };
 
 /// One array of tokens and where it goes.
 struct AppendRows {
@@ -25,7 +29,7 @@ struct AppendRows {
   int64_t to_head_stride, to_token_stride;
   int32_t in_cache;  // 1: placed by position, 0: by the token's index
   int32_t heads, width, rotary_dim;
-  int32_t turning_units, units;  // of a head: what one thread takes, those of halves first
+  int32_t turning_units, units;  // of a head: what one thread takes, those of halves first; 0 where not moved as rows
 };
 
 struct AppendJob {
@@ -39,10 +43,9 @@ struct AppendJob {
 
   // Below 16 bits.
   PageLayout layout;
-  AppendRows latent, rotary, scales;  // `to` unused
-  int32_t columns;                    // R + rotary columns
-  int32_t parts;                      // int8, fp8: pieces of work per token
-  int32_t pages, tiles;               // int4: pages that T tokens can touch; column tiles, then key scales
+  int32_t columns;       // R + rotary columns
+  int32_t parts;         // int8, fp8: pieces of work per token
+  int32_t pages, tiles;  // int4: pages that T tokens can touch; column tiles, then key scales
 };
 
 /// False with the rule and the value in `error` where the append is not one that the kernel does.
