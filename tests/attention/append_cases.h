@@ -100,7 +100,7 @@ struct AppendArrays {
 /// The loops. Works on host memory, on what `append` points to.
 class AppendReference {
  public:
-  AppendReference(const CinchCacheAppend& append) : a_(append) {}
+  explicit AppendReference(const CinchCacheAppend& append) : a_(append) {}
 
   void run() const {
     for (int b = 0; b < a_.batch; ++b) {

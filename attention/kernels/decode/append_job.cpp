@@ -165,7 +165,7 @@ class JobMaker {
   void count_page_blocks(int64_t tokens) {
     constexpr int kWarps = kAppendThreads / 32;
     if (a_.cache_format == CINCH_CACHE_INT4) {
-      job_.pages = (a_.tokens + 2 * (CINCH_DECODE_PAGE - 1)) / CINCH_DECODE_PAGE;
+      job_.pages = divide_up(a_.tokens, CINCH_DECODE_PAGE);
       job_.tiles = divide_up(job_.columns, kTileColumns) + (a_.key_scales != 0 ? 1 : 0);
       job_.blocks += int64_t{a_.batch} * job_.pages * job_.tiles;
       // A tile's rows; then of every column least and most number by warp, and scale and zero.

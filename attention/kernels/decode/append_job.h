@@ -3,7 +3,8 @@
 // Thread blocks 0 .. row_blocks - 1 move rows of 16-bit numbers, a thread up to eight (as halves twice eight): queries
 // to q_out, and in a 16-bit cache what becomes its rows. The others make pages below 16 bits. int8 and fp8: a warp
 // takes the latent, the rotary keys or the key scales of one token. int4: a thread block takes 64 columns of one page
-// that holds new tokens; it has all tokens of the page, so that it can pack them when the page is full.
+// that becomes full, with all of its tokens; that of a sequence's first page also moves the tokens that stay 16-bit
+// rows of the open page, as it alone knows when the rows before them have been read.
 #pragma once
 
 #include <stdint.h>
@@ -45,7 +46,7 @@ struct AppendJob {
   PageLayout layout;
   int32_t columns;       // R + rotary columns
   int32_t parts;         // int8, fp8: pieces of work per token
-  int32_t pages, tiles;  // int4: pages that T tokens can touch; column tiles, then key scales
+  int32_t pages, tiles;  // int4: pages that T tokens can fill; column tiles, then key scales
 };
 
 /// False with the rule and the value in `error` where the append is not one that the kernel does.
