@@ -113,6 +113,13 @@ TEST_F(EmulatedFunctions, DecodesWhatWasAppended) {
   cases.push_back(grouped_append(48, 20, 9, 3, 130, lengths));
   cases.push_back(cases.back());
   cases.back().tokens_first = true;
+  for (const int format : {CINCH_CACHE_INT8, CINCH_CACHE_FP8, CINCH_CACHE_INT4}) {
+    cases.push_back(latent_append(40, 16, 130, lengths));
+    cases.back().format = format;
+    cases.push_back(cases.back());
+    cases.back().key_scales = true;
+    cases.back().rope_per_kv_head = true;
+  }
   for (const AppendCase& c : cases) {
     SCOPED_TRACE(name_of(c));
     AppendArrays arrays = AppendBuilder(c, 7).build();
