@@ -116,23 +116,53 @@ TEST_F(PrefillKernel, SameBitsEveryTime) {
   EXPECT_EQ(once.d_v, again.d_v);
 }
 
-/// Tiles of keys that no query sees are not touched: NaN there would reach every sum.
+/// Puts NaN into tokens [begin, end) of an array of one head and one sequence.
+void poison(std::vector<uint16_t>& data, const CinchPrefillArray& array, int begin, int end, int columns) {
+  for (int token = begin; token < end; ++token) {
+    for (int i = 0; i < columns; ++i) data[static_cast<size_t>(token * array.token_stride + i)] = kNanBits;
+  }
+}
+
+/// NaN in keys that no query sees would reach every sum.
 TEST_F(PrefillKernel, KeysThatNobodySeesAreNotUsed) {
   PrefillCase c = sized(1, 1, 130, 260, 64, 64);
   c.window = 70;
   PrefillArrays arrays = PrefillBuilder(c, 7).build();
   arrays.point();
   const CinchPrefill& w = arrays.work;
-  for (int key = 0; key < w.first_query - c.window + 1; ++key) {
-    for (int i = 0; i < 64; ++i) {
-      arrays.k[static_cast<size_t>(key * w.k.token_stride + i)] = kNanBits;
-      arrays.v[static_cast<size_t>(key * w.v.token_stride + i)] = kNanBits;
-    }
-  }
-  emulate_forward(arrays.work, kHopper, false);
+  poison(arrays.k, w.k, 0, w.first_query - c.window + 1, 64);
+  poison(arrays.v, w.v, 0, w.first_query - c.window + 1, 64);
+  emulate_forward(w, kHopper, false);
   PrefillComparison comparison(arrays);
-  comparison.forward(reference_forward(arrays.work));
+  comparison.forward(reference_forward(w));
   EXPECT_TRUE(comparison.errors().good()) << comparison.errors().text();
+}
+
+/// Two documents: thread blocks of the second touch nothing of the first, neither keys nor rows.
+TEST_F(PrefillKernel, TilesOfOtherDocumentsAreSkipped) {
+  constexpr int kTokens = 256, kSecond = 128;
+  const PrefillCase c = sized(1, 1, kTokens, kTokens, 64, 64);
+  const auto second_document = [&](bool poisoned) {
+    PrefillArrays arrays = PrefillBuilder(c, 7).build();
+    arrays.work.first_keys_stride = kTokens;
+    for (int t = 0; t < kTokens; ++t) arrays.first_keys.push_back(t < kSecond ? 0 : kSecond);
+    arrays.point();
+    const CinchPrefill& w = arrays.work;
+    if (poisoned) {
+      poison(arrays.q, w.q, 0, kSecond, 64);
+      poison(arrays.k, w.k, 0, kSecond, 64);
+      poison(arrays.v, w.v, 0, kSecond, 64);
+      poison(arrays.d_out, w.d_out, 0, kSecond, 64);
+    }
+    emulate_forward(w, kHopper, false);
+    emulate_backward(w, kHopper, false);
+    std::vector<uint16_t> seen;
+    for (const auto& [data, array] : {std::pair(&arrays.out, &w.out), std::pair(&arrays.d_q, &w.d_q),
+                                      std::pair(&arrays.d_k, &w.d_k), std::pair(&arrays.d_v, &w.d_v)})
+      seen.insert(seen.end(), data->begin() + kSecond * array->token_stride, data->end());
+    return seen;
+  };
+  EXPECT_EQ(second_document(true), second_document(false));
 }
 
 TEST_F(PrefillKernel, BrokenRulesAreNamed) {

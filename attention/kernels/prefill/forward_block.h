@@ -59,10 +59,12 @@ class ForwardBlock {
     return row > last ? Range{0, 0} : Range{keys_of_row(sequence, last).begin, keys_of_row(sequence, row).end};
   }
 
-  // What a warp needs once in a step lies in shared memory, as registers are scarce.
+  // What a warp needs once in a step lies in shared memory, as registers are scarce: where its first two rows of
+  // queries have their padding.
   enum Recalled { kBlockKeys, kSomeKeys, kAllKeys, kPlace };  // keys that some row of the block, of the warp sees; ...
   CINCH_DEVICE Shared recalled_at(Recalled what) const {
-    return shared_ + static_cast<Shared>(tiling_.ranges_offset + (thread_ / 32 * 4 + what) * 8);
+    const int row = thread_ / 32 * kWarpRows + what / 2;
+    return shared_ + static_cast<Shared>((row + 1) * tiling_.query_pitch - 16 + what % 2 * 8);
   }
   CINCH_DEVICE Range recalled(Recalled what) const {
     const Shared at = recalled_at(what);

@@ -9,13 +9,14 @@
 namespace cinch::prefill {
 
 template <class T, int kRowTiles, int kUnits>
-__global__ void __launch_bounds__(kRowTiles == 1 ? 256 : 128)
+__global__ void __launch_bounds__(forward_threads(kRowTiles))
     prefill_forward_kernel(const __grid_constant__ ForwardJob job) {
   ForwardBlock<T, kRowTiles, kUnits>(job, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x)).run();
 }
 
 template <class T, int kPass, int kUnits>
-__global__ void __launch_bounds__(128) prefill_gradient_kernel(const __grid_constant__ GradientJob job) {
+__global__ void __launch_bounds__(gradient_threads(kUnits))
+    prefill_gradient_kernel(const __grid_constant__ GradientJob job) {
   GradientBlock<T, kPass, kUnits>(job, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x)).run();
 }
 

@@ -3,19 +3,19 @@
 #include <stdio.h>
 
 #include <algorithm>
+#include <tuple>
 
 namespace cinch::prefill {
 namespace {
 
 constexpr int kReservedBytes = 1024;  // of shared memory, per resident thread block
 constexpr int kRowStateBytes = 16;
-constexpr int kRangesBytes = 32;  // of a warp, in the forward
 constexpr int64_t kMaxTokens = 1 << 24;
 constexpr int64_t kMaxRows = int64_t{1} << 30;
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
-/// Bytes of a row in shared memory: whole units, an odd number of 16 bytes, so that ldmatrix meets all banks.
-int pitch_of(int columns) { return (2 * units_of(columns) | 1) * 16; }
+/// Bytes of a row in shared memory: whole units and 16 more, an odd number of 16 bytes, so that ldmatrix meets all banks.
+int pitch_of(int columns) { return 32 * units_of(columns) + 16; }
 
 struct Rule {
   bool holds;
@@ -34,15 +34,17 @@ bool no_room(const CinchPrefill& work, const Multiprocessor& processor, char* er
   return false;
 }
 
-/// Slots of a ring behind `fixed` bytes: of as many thread blocks per multiprocessor as `most`, if `wanted` slots are
-/// left for each; else of fewer, down to one with what fits.
-int slots_within(const Multiprocessor& processor, int most, int fixed, int slot_bytes, int wanted) {
-  for (int resident = most;; --resident) {
-    const int bytes = std::min(processor.shared_bytes / resident - kReservedBytes, processor.shared_bytes_per_block);
-    const int slots = bytes < fixed ? 0 : std::min((bytes - fixed) / slot_bytes, kMaxSlots);
-    if (slots >= wanted || resident == 1) return slots;
-  }
+/// Slots of a ring behind `fixed` bytes, when so many thread blocks are to run on one multiprocessor.
+int slots_within(const Multiprocessor& processor, int resident, int fixed, int slot_bytes) {
+  const int bytes = std::min(processor.shared_bytes / resident - kReservedBytes, processor.shared_bytes_per_block);
+  return bytes < fixed ? 0 : std::min((bytes - fixed) / slot_bytes, kMaxSlots);
 }
+
+/// Thread blocks by their warps that are worth a try: registers allow 8 warps on a multiprocessor.
+struct Occupancy {
+  int warps, resident;
+};
+constexpr Occupancy kOccupancies[] = {{8, 1}, {4, 2}, {4, 1}, {2, 2}, {2, 1}, {1, 1}};
 
 GradientTiling lay_out(const CinchPrefill& work, int pass, int units, int warps, int streamed_rows) {
   GradientTiling t{};
@@ -64,23 +66,24 @@ GradientTiling lay_out(const CinchPrefill& work, int pass, int units, int warps,
   return t;
 }
 
-/// Large thread blocks and slots before small ones, two slots before one.
+/// As many warps as a multiprocessor can have, then two slots before one, then large thread blocks and slots.
 bool choose_pass(const CinchPrefill& work, const Multiprocessor& processor, int pass, int units,
                  GradientTiling& tiling) {
-  const int step = kTile * streamed_tiles(pass, units);
-  for (const int wanted : {2, 1}) {
-    for (int warps = 4; warps > 0; warps /= 2) {
-      for (int streamed_rows = 64; streamed_rows >= step; streamed_rows /= 2) {
-        GradientTiling t = lay_out(work, pass, units, warps, streamed_rows);
-        t.slots = std::min(slots_within(processor, 2, t.ring_offset, t.slot_bytes, wanted), 2);
-        if (t.slots < wanted) continue;
-        t.shared_bytes = t.ring_offset + t.slots * t.slot_bytes;
-        tiling = t;
-        return true;
-      }
+  using Rank = std::tuple<int, int, int, int>;
+  Rank best{};
+  for (const Occupancy& o : kOccupancies) {
+    if (32 * o.warps > gradient_threads(units)) continue;
+    for (int rows = 64; rows >= kTile * streamed_tiles(pass, units); rows /= 2) {
+      GradientTiling t = lay_out(work, pass, units, o.warps, rows);
+      t.slots = std::min(slots_within(processor, o.resident, t.ring_offset, t.slot_bytes), 2);
+      t.shared_bytes = t.ring_offset + t.slots * t.slot_bytes;
+      const Rank rank{o.warps * o.resident, t.slots, o.warps, rows};
+      if (t.slots == 0 || rank <= best) continue;
+      best = rank;
+      tiling = t;
     }
   }
-  return false;
+  return best != Rank{};
 }
 
 }  // namespace
@@ -130,13 +133,13 @@ bool choose_forward_tiling(const CinchPrefill& work, const Multiprocessor& proce
   t.query_pitch = t.key_pitch = pitch_of(work.head_dim);
   t.value_pitch = pitch_of(work.v_head_dim);
   t.slot_bytes = kKeyTile * std::max(t.key_pitch, t.value_pitch);
-  // Few rows to a warp ask for many warps: they share what is copied.
-  for (t.warps = t.row_tiles == 1 ? 8 : 4; t.warps > 0; t.warps /= 2) {
+  for (const Occupancy& o : kOccupancies) {
+    if (32 * o.warps > forward_threads(t.row_tiles)) continue;
+    t.warps = o.warps;
     t.rows = kTile * t.row_tiles * t.warps;
     t.row_blocks = divide_up(rows_of(work), t.rows);
-    t.ranges_offset = t.rows * t.query_pitch;
-    t.ring_offset = t.ranges_offset + t.warps * kRangesBytes;
-    t.slots = slots_within(processor, t.warps == 8 ? 1 : 2, t.ring_offset, t.slot_bytes, 2);
+    t.ring_offset = t.rows * t.query_pitch;
+    t.slots = slots_within(processor, o.resident, t.ring_offset, t.slot_bytes);
     if (t.slots < 2) continue;
     t.shared_bytes = t.ring_offset + t.slots * t.slot_bytes;
     tiling = t;

@@ -32,7 +32,7 @@ struct ForwardTiling {
   int warps, slots;
   int rows, row_blocks;                                 // of a thread block; of a KV head
   int query_pitch, key_pitch, value_pitch, slot_bytes;  // bytes
-  int ranges_offset, ring_offset, shared_bytes;
+  int ring_offset, shared_bytes;
 };
 
 /// Which gradients a backward kernel computes. Keys and values at once where both sums fit into registers.
@@ -70,6 +70,10 @@ struct GradientPasses {
 constexpr int own_tiles(int pass, int units) { return pass == kOfQueries && units < 16 ? 2 : 1; }
 /// Streamed units of 16 that a warp multiplies at once.
 constexpr int streamed_tiles(int pass, int units) { return pass == kOfKeysAndValues && units == 4 ? 4 : 2; }
+/// Most threads of a block: with many columns few rows fit into a warp's registers, and many warps share what is
+/// copied.
+constexpr int forward_threads(int row_tiles) { return row_tiles == 1 ? 256 : 128; }
+constexpr int gradient_threads(int units) { return units == 16 ? 256 : 128; }
 
 /// False, with the rule that `work` breaks in `error`, when no kernel takes it.
 bool check_prefill(const CinchPrefill& work, bool backward, char* error, uint64_t error_size);
