@@ -54,6 +54,17 @@ at::Tensor through_heads(const at::Tensor& x, const at::Tensor& maps) {
 
 }  // namespace
 
+LatentForm cheaper_latent_form(const AttentionSpec& spec, int64_t queries, int64_t keys) {
+  // Multiplications per query head. Both forms meet every map once per token, absorbed for the queries and unabsorbed
+  // for all keys; then each pair of query and key costs the widths of key and value.
+  const auto t = static_cast<double>(queries), s = static_cast<double>(keys);
+  const auto r = static_cast<double>(spec.kv_lora_rank), dn = static_cast<double>(spec.qk_nope_head_dim);
+  const auto dr = static_cast<double>(spec.qk_rope_head_dim), dv = static_cast<double>(spec.v_head_dim);
+  const double absorbed = t * (dn + dv) * r + t * s * (2 * r + dr);
+  const double unabsorbed = s * (dn + dv) * r + t * s * (dn + dr + dv);
+  return absorbed < unabsorbed ? LatentForm::absorbed : LatentForm::unabsorbed;
+}
+
 LatentWeights LatentWeights::to(at::ScalarType dtype, at::Device device) const {
   LatentWeights result = *this;
   for (at::Tensor* tensor : {&result.q_proj, &result.kv_a_proj, &result.kv_b_proj, &result.o_proj, &result.k_norm_proj,
@@ -132,13 +143,8 @@ at::Tensor LatentAttention::output(const at::Tensor& head_outputs) const {
 }
 
 bool LatentAttention::absorbs(int64_t queries, int64_t keys) const {
-  if (form_ != LatentForm::cheapest) return form_ == LatentForm::absorbed;
-  // Multiplications per query head. Both forms meet every map once per token, absorbed for the queries and unabsorbed
-  // for all keys; then each pair of query and key costs the widths of key and value.
-  const auto t = static_cast<double>(queries), s = static_cast<double>(keys);
-  const auto r = static_cast<double>(spec_.kv_lora_rank), dn = static_cast<double>(spec_.qk_nope_head_dim);
-  const auto dr = static_cast<double>(spec_.qk_rope_head_dim), dv = static_cast<double>(spec_.v_head_dim);
-  return t * (dn + dv) * r + t * s * (2 * r + dr) < s * (dn + dv) * r + t * s * (dn + dr + dv);
+  const LatentForm form = form_ == LatentForm::cheapest ? cheaper_latent_form(spec_, queries, keys) : form_;
+  return form == LatentForm::absorbed;
 }
 
 at::Tensor LatentAttention::absorbed(const Seen& seen) const {

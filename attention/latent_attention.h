@@ -35,6 +35,9 @@ struct LatentWeights {
 /// the queries to the latent instead and attends to the cache as one shared head.
 enum class LatentForm { cheapest, unabsorbed, absorbed };
 
+/// Which of the two costs fewer multiplications for so many queries and keys.
+LatentForm cheaper_latent_form(const AttentionSpec& spec, int64_t queries, int64_t keys);
+
 /// QK-norm (spec.qk_norm, which needs key_scale_tail and Dn = D) is exact: gains are part of the maps. The NoPE query
 /// rows are the source's raw query; all Dn+Dr numbers of a head are divided by the root mean square of its Dn ones, and
 /// every score is multiplied by the key's scale, 1 / rms(k_norm_proj x) of the KV head that the query head had.

@@ -5,11 +5,13 @@
 #include <memory>
 #include <set>
 
+#include "attention/attention_kernel.h"
 #include "core/errors.h"
 #include "core/progress.h"
 #include "model/generator.h"
 #include "src/command_list.h"
 #include "src/device.h"
+#include "src/kernel_option.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 
@@ -17,7 +19,7 @@ namespace cinch {
 namespace {
 
 struct GenerateFlags {
-  std::string model, prompt, dtype = "f32", device = "cpu";
+  std::string model, prompt, dtype = "f32", device = "cpu", kernel = "auto";
   GenerateOptions options;
   bool prompt_given = false;
 };
@@ -120,6 +122,7 @@ double rate(size_t tokens, double seconds) { return seconds > 0 ? static_cast<do
 
 void run(const GenerateFlags& flags) {
   check(flags);
+  force_attention_kernel(flags.kernel);
   const c10::ScalarType dtype = compute_dtype(flags.dtype);
   const c10::Device device = open_device(flags.device);
   const auto source = open_model(flags.model, "MODEL");
@@ -179,6 +182,7 @@ void add_options(CLI::App& command, GenerateFlags& flags) {
       ->capture_default_str()
       ->type_name("f32|bf16|f16|f64");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
+  add_kernel_option(command, flags.kernel);
 }
 
 }  // namespace
