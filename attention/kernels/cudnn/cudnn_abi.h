@@ -13,8 +13,8 @@
  *
  * A plan is one shape's kernel, chosen by cuDNN's heuristics and compiled at run time, about half a second. The plug-in
  * keeps plans, a bounded number of them, by all fields of the shape and the target. Every function may be called from
- * several threads. They return a CinchCudnnStatus, with the reason in `error` (0-terminated, at most `error_size` bytes)
- * where it is not 0. */
+ * several threads. They return a CinchCudnnStatus, with the reason in `error` (0-terminated, at most `error_size`
+ * bytes) where it is not 0. */
 #pragma once
 
 #include <stdint.h>

@@ -1,9 +1,12 @@
 // libcinch_cudnn.so: the functions of cudnn_abi.h over the plans that are kept.
+#pragma GCC visibility push(default)  // all else stays inside (cmake/CinchCudnn.cmake)
+#include "attention/kernels/cudnn/cudnn_abi.h"
+#pragma GCC visibility pop
+
 #include <algorithm>
 #include <cstring>
 #include <string>
 
-#include "attention/kernels/cudnn/cudnn_abi.h"
 #include "attention/kernels/cudnn/cuda/graph.h"
 #include "attention/kernels/cudnn/plan_cache.h"
 

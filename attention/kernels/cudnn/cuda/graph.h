@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "attention/kernels/cudnn/cudnn_abi.h"
 #include "attention/kernels/cudnn/cuda/library.h"
+#include "attention/kernels/cudnn/cudnn_abi.h"
 
 namespace cinch::cudnn {
 
