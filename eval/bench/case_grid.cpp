@@ -22,19 +22,14 @@ struct Axes {
 };
 
 Axes axes_of(GridSize size) {
-  if (size == GridSize::small)
-    return {{64, 128}, {32}, {8}, {1, 4}, {256, 1024}, {{8, 2, 64}, {9, 3, 64}, {8, 1, 64}}};
+  if (size == GridSize::small) return {{64, 128}, {32}, {8}, {1, 4}, {256, 1024}, {{8, 2, 64}, {9, 3, 64}, {8, 1, 64}}};
   if (size == GridSize::quick)
     return {{64, 128, 256, 512}, {64}, {32}, {1, 64}, {8192}, {{32, 8, 128}, {9, 3, 64}, {32, 1, 128}}};
-  return {{64, 96, 128, 192, 256, 320, 384, 448, 512},
-          {32, 64},
-          {32},
-          {1, 16, 64},
-          {2048, 8192, 32768},
+  return {{64, 96, 128, 192, 256, 320, 384, 448, 512},           {32, 64}, {32}, {1, 16, 64}, {2048, 8192, 32768},
           {{32, 8, 128}, {32, 4, 128}, {9, 3, 64}, {32, 1, 128}}};
 }
 
-const Sizes& or_default(const Sizes& wish, const Sizes& fallback) { return wish.empty() ? fallback : wish; }
+Sizes or_default(const Sizes& wish, const Sizes& fallback) { return wish.empty() ? fallback : wish; }
 
 bool names_latent(const GridWish& wish) {
   return !wish.ranks.empty() || !wish.rope_dims.empty() || !wish.v_head_dims.empty() ||
@@ -62,8 +57,8 @@ void check(const GridWish& wish) {
 void require(const char* flag, const Sizes& values, int64_t least, int64_t most, int64_t step) {
   for (const int64_t value : values) {
     if (value >= least && value <= most && value % step == 0) continue;
-    const std::string rule = step > 1 ? fmt::format("multiples of {} in {} to {}", step, least, most)
-                                      : fmt::format("{} to {}", least, most);
+    const std::string rule =
+        step > 1 ? fmt::format("multiples of {} in {} to {}", step, least, most) : fmt::format("{} to {}", least, most);
     throw UsageError(fmt::format("{}: expected {}, found {}", flag, rule, value));
   }
 }

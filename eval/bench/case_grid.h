@@ -24,8 +24,8 @@ struct GridWish {
 
 /// Without wishes: latents of every rank at rotary widths 32 and 64 with 32 heads; the grouped shapes 32 heads of 8 and
 /// of 4 KV heads and of one, 9 of 3; at batches 1, 16, 64 and contexts 2k, 8k, 32k; latents below 16 bits and
-/// sequences of different lengths at some of them. An axis that is given is measured in full product with the others; an
-/// axis of one kind alone leaves the other kind out. Throws UsageError on contradictions and on sizes that no kernel
+/// sequences of different lengths at some of them. An axis that is given is measured in full product with the others;
+/// an axis of one kind alone leaves the other kind out. Throws UsageError on contradictions and on sizes that no kernel
 /// could have.
 std::vector<DecodeCase> decode_cases(const GridWish& wish);
 

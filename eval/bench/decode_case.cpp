@@ -25,7 +25,8 @@ std::vector<int32_t> DecodeCase::lengths() const {
   if (!ragged) return lengths;
   std::mt19937 random(3);
   for (int32_t& length : lengths) {
-    length = static_cast<int32_t>(context / 2 + static_cast<int64_t>(random() % static_cast<uint64_t>(context)));
+    const auto spread = static_cast<int64_t>(random() % static_cast<uint64_t>(context));
+    length = static_cast<int32_t>(std::max<int64_t>(context / 2 + spread, 1));
   }
   return lengths;
 }
@@ -39,7 +40,7 @@ int64_t DecodeCase::longest() const {
 std::string text_of(const DecodeCase& decode) {
   const std::string size = decode.latent() ? fmt::format("{}+{}", decode.kv_lora_rank, decode.qk_rope_head_dim)
                                            : fmt::format("{}x{}", decode.n_kv_heads, decode.head_dim);
-  const std::string bits = decode.format == CacheFormat::sixteen_bit ? "" : " " + name_of(decode.format);
+  const std::string bits = decode.format == CacheFormat::sixteen_bit ? "" : fmt::format(" {}", name_of(decode.format));
   const std::string values = decode.v_head_dim > 0 ? fmt::format(" Dv {}", decode.v_head_dim) : "";
   return fmt::format("{} {} H {}{} B {} S {}{}{}", decode.latent() ? "latent" : "grouped", size, decode.n_heads, bits,
                      decode.batch, decode.context, decode.ragged ? "~" : "", values);

@@ -76,8 +76,8 @@ cudaError_t describe_device(int index, CinchCudaDevice& device) {
   device.multiprocessors = properties.multiProcessorCount;
   device.l2_bytes = static_cast<uint64_t>(properties.l2CacheSize);
   // Kilohertz and bits; two transfers per clock.
-  device.specified_bytes_per_second = 2e3 * attribute(cudaDevAttrMemoryClockRate, index) *
-                                      attribute(cudaDevAttrGlobalMemoryBusWidth, index) / 8;
+  device.specified_bytes_per_second =
+      2e3 * attribute(cudaDevAttrMemoryClockRate, index) * attribute(cudaDevAttrGlobalMemoryBusWidth, index) / 8;
   size_t bytes = free_memory / 4 < kLargestCopy ? free_memory / 4 : kLargestCopy;
   bytes -= bytes % sizeof(uint4);
   return measure_copy(properties.multiProcessorCount * 8, bytes, device.copy_bytes_per_second);
