@@ -69,12 +69,13 @@ int launch_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t ba
 
 int launch_decode(const DecodeJob& job, void* stream) {
   const auto launch = job.step.type == CINCH_DECODE_BF16 ? &launch_bf16 : &launch_fp16;
-  if (job.phases != (kStream | kCombine)) return launch(job, false, stream);
+  if (job.phases == kStream || job.phases == kMerge || job.phases == kMap) return launch(job, false, stream);
   const int status = launch(job, true, stream);
   if (status != cudaErrorCooperativeLaunchTooLarge && status != cudaErrorNotSupported) return status;
   cudaGetLastError();  // forgets it
   DecodeJob phase = job;
-  for (const int phases : {kStream, kCombine}) {
+  for (const int phases : {kStream, kMerge, kMap}) {
+    if ((job.phases & phases) == 0 || (phases == kMap && job.step.v_head_dim == 0)) continue;
     phase.phases = phases;
     const int launched = launch(phase, false, stream);
     if (launched != cudaSuccess) return launched;
@@ -111,7 +112,7 @@ extern "C" int32_t cinch_decode_run(const CinchDecodeStep* step, void* stream, c
   job.step = *step;
   job.tiling = choice.tiling;
   job.scratch = scratch_layout(*step, job.tiling.parts, job.tiling.value_columns);
-  job.phases = kStream | kCombine;
+  job.phases = kAllPhases;
   const auto launch = choice.kernel == CINCH_DECODE_SM90 ? &launch_latent_sm90 : &launch_decode;
   return report(launch(job, stream), error, error_size);
 }

@@ -40,8 +40,7 @@ int launch_latent_sm90(const DecodeJob& job, void* stream);
 
 /// For experiments.
 struct Sm90Options {
-  int tile_tokens = 0;     // 32 or 64 where both are compiled (R > 256); 0 leaves it to the kernel
-  bool own_merge = false;  // latent_sm90_merge.h in place of the common combine, without a value map; not yet timed
+  int tile_tokens = 0;  // 32 or 64 where both are compiled (R > 256); 0 leaves it to the kernel
 };
 int launch_latent_sm90_with(const Sm90Options& options, const DecodeJob& job, void* stream);
 

@@ -29,8 +29,8 @@ class DecodeBlock {
   CINCH_DEVICE void run() {
     const SplitPlan plan = SplitPlan::at(const_cast<int32_t*>(step_.plan), tiling_.parts, step_.batch);
     const PlanPoint begin = plan.points[part_], end = plan.points[part_ + 1];
-    SlabLoader<(kColumnWarps < 4)> loader(job_, cache_head(), begin, end, thread_);
     BlockWalk walk(begin, end, step_.lengths, step_.window);
+    SlabLoader<(kColumnWarps < 4)> loader(job_, cache_head(), walk, thread_);
     clear_padding();
     const Shared ring = shared_ + static_cast<Shared>(tiling_.ring_offset);
     const int ahead = tiling_.slabs - tiling_.warps;  // slabs on their way while a step is taken

@@ -11,17 +11,23 @@ struct GridPlace {
   int part, parts, head_block, head_blocks, thread;
 };
 
-/// `join` waits for all thread blocks of the grid; called by all threads, where both phases are wanted.
+/// `join` waits for all thread blocks of the grid; called by all threads between the phases of one launch.
 template <class T, int kRowTiles, int kUnits, int kColumnWarps, class Join>
 CINCH_DEVICE void decode(const DecodeJob& job, GridPlace place, Join join) {
-  if ((job.phases & kStream) != 0)
-    DecodeBlock<T, kRowTiles, kUnits, kColumnWarps>(job, place.part, place.head_block, place.thread).run();
-  if ((job.phases & kCombine) == 0) return;
-  const Combine<T> combine(job, place.part + place.head_block * place.parts, place.parts * place.head_blocks,
-                           place.thread);
-  combine.prefetch();
-  if ((job.phases & kStream) != 0) join();
-  combine.run();
+  const bool streams = (job.phases & kStream) != 0, merges = (job.phases & kMerge) != 0;
+  const bool maps = (job.phases & kMap) != 0 && job.step.v_head_dim > 0;
+  if (streams) DecodeBlock<T, kRowTiles, kUnits, kColumnWarps>(job, place.part, place.head_block, place.thread).run();
+  Combine<T> combine(job, place.part + place.head_block * place.parts, place.parts * place.head_blocks, place.thread);
+  if (maps) combine.prefetch_map();
+  if (merges) {
+    combine.prefetch_share();
+    if (streams) join();
+    combine.merge();
+  }
+  if (maps) {
+    if (merges) join();
+    combine.map();
+  }
 }
 
 /// Calls visitor.visit<T, row tiles, units, column warps>() of the kernel that a tiling names; T as given.

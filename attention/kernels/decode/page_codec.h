@@ -64,7 +64,8 @@ CINCH_HOST_DEVICE float channel_zero(ChannelScale channel) {
   return channel_is_bf16(channel) ? Bf16::to_float(channel.zero) : Fp16::to_float(channel.zero);
 }
 CINCH_HOST_DEVICE ChannelScale channel_scale(float least, float most) {
-  const float step = (most - least) / 15.0f;
+  least += 0.0f;  // -0 and 0 are one number: which of them a minimum finds must not show
+  const float step = fabsf(most - least) / 15.0f;
   if (fabsf(least) <= 65504.0f && step <= 65504.0f) return {Fp16::from_float(step), Fp16::from_float(least)};
   return {static_cast<uint16_t>(Bf16::from_float(step) | 0x8000u), Bf16::from_float(least)};
 }

@@ -111,28 +111,36 @@ int slabs_within(const Tiling& t, int bytes) {
   return bytes < t.ring_offset ? 0 : std::min((bytes - t.ring_offset) / t.slab_bytes, kMaxSlabs);
 }
 
-/// As many thread blocks per multiprocessor as still have two steps in their rings; else one, with what fits.
-void choose_ring(const Multiprocessor& processor, const TilingWish& wish, Tiling& t) {
+/// As many thread blocks per multiprocessor as still have two steps in their rings; two latents' even with little
+/// lookahead, as they hide each other's waits.
+void choose_ring(const CinchDecodeStep& step, const Multiprocessor& processor, const TilingWish& wish, Tiling& t) {
+  const int of_two = step.kind == CINCH_DECODE_LATENT ? t.warps + 1 : 2 * t.warps;
   const int threads = 32 * t.warps * t.row_groups;
   const int by_registers = kRegisters / (threads * register_budget(t.row_tiles, t.units, t.column_warps));
   const int most = wish.resident > 0 ? wish.resident : std::min(kMaxResident, by_registers);
   for (t.resident = std::max(1, most);; --t.resident) {
     const int bytes = processor.shared_bytes / t.resident - kReservedBytes;
     t.slabs = slabs_within(t, std::min(bytes, processor.shared_bytes_per_block));
-    if (t.resident == 1 || t.slabs >= 2 * t.warps || wish.resident > 0) break;
+    if (t.resident == 1 || t.slabs >= (t.resident == 2 ? of_two : 2 * t.warps) || wish.resident > 0) break;
   }
   if (wish.slabs > 0) t.slabs = std::min(t.slabs, wish.slabs);
   t.shared_bytes = t.ring_offset + t.slabs * t.slab_bytes;
 }
 
-/// The combine's pieces of work: as small as thread blocks are many, and what fits into shared memory.
-void choose_value_rows(const CinchDecodeStep& step, Tiling& t) {
+/// The combine: groups where a sequence has many parts; pieces of work of the value map as small as thread blocks are
+/// many, and as fit into shared memory.
+void choose_combine(const CinchDecodeStep& step, Tiling& t) {
+  const int threads = 32 * t.warps * t.row_groups;
+  t.merge_groups = t.parts > 6 * step.batch ? threads / 16 : 1;
+  const int merge_bytes = round_up(kMergeBytes * threads, 16);
+  t.shared_bytes = std::max(t.shared_bytes, merge_bytes);
   if (step.v_head_dim == 0) return;
   const int blocks = t.parts * t.cache_heads * t.row_blocks * t.column_blocks;
-  const int pieces = step.n_heads * divide_up(step.batch, 16);
+  const int pieces = step.n_heads * divide_up(step.batch, kMapBatch);
   const int pitch = round_up(t.value_columns, 16) * 2 + 16;
-  t.shared_bytes = std::max(t.shared_bytes, 32 * pitch);
-  const int fitting = (t.shared_bytes / pitch - 16) / 16 * 16;
+  t.map_offset = std::max(kMapBatch * pitch, merge_bytes);
+  t.shared_bytes = std::max(t.shared_bytes, t.map_offset + 16 * pitch);
+  const int fitting = (t.shared_bytes - t.map_offset) / pitch / 16 * 16;
   t.value_rows = std::min(round_up(divide_up(step.v_head_dim, std::max(1, blocks / pieces)), 16), fitting);
 }
 
@@ -146,18 +154,19 @@ bool choose_tiling(const CinchDecodeStep& step, const Multiprocessor& processor,
   const int row_tiles = wish.row_tiles > 0 ? wish.row_tiles : t.rows <= 16 ? 1 : 2;
   const int row_groups = wish.row_groups > 0 ? wish.row_groups : t.rows > 16 * row_tiles ? 2 : 1;
   const int warps = wish.warps > 0 ? wish.warps : 4;
-  // First with half a step of lookahead at least, then with whatever fits; first all rows at once, then fewer, and
-  // large steps before small ones.
+  // First with some lookahead, then with whatever fits; first all rows at once, then fewer, and large steps before
+  // small ones.
   for (const bool ahead : {true, false}) {
     for (t.row_tiles = row_tiles; t.row_tiles > 0; --t.row_tiles) {
       for (t.row_groups = row_groups; t.row_groups > 0; --t.row_groups) {
         for (t.warps = warps; t.warps > 0; t.warps /= 2) {
           lay_out(step, t);
-          choose_ring(processor, wish, t);
-          if (t.slabs < t.warps + (ahead ? divide_up(t.warps, 2) : 0)) continue;
+          choose_ring(step, processor, wish, t);
+          const int lookahead = step.kind == CINCH_DECODE_LATENT ? 1 : divide_up(t.warps, 2);
+          if (t.slabs < t.warps + (ahead ? lookahead : 0)) continue;
           const int head_blocks = t.cache_heads * t.row_blocks * t.column_blocks;
           t.parts = wish.parts > 0 ? wish.parts : std::max(1, processor.count * t.resident / head_blocks);
-          choose_value_rows(step, t);
+          choose_combine(step, t);
           tiling = t;
           return true;
         }
