@@ -100,6 +100,7 @@ void check_bench_flags(const BenchFlags& flags) {
   }
   refuse(kernels ? flags.of_decode : flags.of_kernels, flags.what, kernels ? "decode" : "kernels");
   if (!flags.dtype.empty()) require_choice("--dtype", flags.dtype, {"bf16", "f16", "f32"});
+  check_loads(flags.batches, flags.contexts);
   if (flags.steps < 1 || flags.steps > 10000)
     throw UsageError(fmt::format("--steps: expected 1 to 10000, found {}", flags.steps));
   if (!kernels && flags.kernels.size() > 1) throw UsageError("--kernel: `cinch bench decode` takes one");

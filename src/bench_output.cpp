@@ -101,8 +101,8 @@ std::string kernel_table(const BenchRun& run, const std::vector<KernelBenchRow>&
 }
 
 std::string model_table(const BenchRun& run, const std::vector<ModelBenchRow>& rows) {
-  Table table = {{"batch x context", "model", "cache", "bytes/token", "in all", "weights", "ms/step", "tokens/s",
-                  "times the first", "of copy", "attention"}};
+  Table table = {{"batch x context", "model", "cache", "bytes/token", "cache bytes", "weights", "ms/step", "tokens/s",
+                  "speed-up", "of copy", "attention"}};
   std::vector<std::string> notes;
   std::vector<bool> shown(rows.size(), false);
   for (size_t first = 0; first < rows.size(); ++first) {

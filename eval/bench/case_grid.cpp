@@ -70,8 +70,7 @@ void check_sizes(const GridWish& wish) {
   require("--head-dim", wish.head_dims, 32, 256, 8);
   require("--heads", wish.heads, 1, 1024, 1);
   require("--kv-heads", wish.kv_heads, 1, 1024, 1);
-  require("--batch", wish.batches, 1, 65536, 1);
-  require("--context", wish.contexts, 1, int64_t{1} << 24, 1);
+  check_loads(wish.batches, wish.contexts);
 }
 
 std::vector<GroupedShape> shapes_of(const GridWish& wish, const Axes& axes) {
@@ -173,6 +172,11 @@ std::vector<DecodeCase> decode_cases(const GridWish& wish) {
   if (wish.kind != AttentionKind::latent && !names_latent(wish)) add_grouped(wish, axes, cases);
   if (names_nothing(wish)) add_extras(wish, axes, cases);
   return cases;
+}
+
+void check_loads(const std::vector<int64_t>& batches, const std::vector<int64_t>& contexts) {
+  require("--batch", batches, 1, 65536, 1);
+  require("--context", contexts, 1, int64_t{1} << 24, 1);
 }
 
 }  // namespace cinch

@@ -29,4 +29,7 @@ struct GridWish {
 /// could have.
 std::vector<DecodeCase> decode_cases(const GridWish& wish);
 
+/// Throws UsageError unless batches and contexts are sizes that can be measured.
+void check_loads(const std::vector<int64_t>& batches, const std::vector<int64_t>& contexts);
+
 }  // namespace cinch

@@ -59,7 +59,6 @@ class ModelRun {
     for (const int64_t batch : options_.batches) {
       for (const int64_t context : options_.contexts) {
         for (const CacheFormat format : formats()) {
-          if (interrupt_requested()) return;
           ModelBenchRow row = row_of(format, batch, context);
           progress.set_note(fmt::format("{} {} x {}", model_.name, batch, context));
           if (misfit.empty()) {
@@ -70,6 +69,7 @@ class ModelRun {
           }
           on_row(row);
           progress.advance();
+          if (interrupt_requested()) return;
         }
       }
     }
@@ -182,8 +182,8 @@ void bench_models(const std::vector<BenchModel>& models, const ModelBenchOptions
   for (const BenchModel& model : models) rows += ModelRun(model, options).rows();
   Progress progress({.phase = "decode", .unit = "cases", .total = static_cast<uint64_t>(rows)});
   for (const BenchModel& model : models) {
-    if (interrupt_requested()) break;
     with_context(fmt::format("measuring {}", model.name), [&] { ModelRun(model, options).run(progress, on_row); });
+    if (interrupt_requested()) break;
   }
 }
 
