@@ -37,10 +37,21 @@ class AttentionKernel {
 
 /// In order of preference; the last is the reference and takes everything.
 const std::vector<const AttentionKernel*>& attention_kernels();
-/// Runs the first kernel that covers the request. Throws ShapeError when the documents do not fit the queries.
+/// Runs the first kernel that covers the request, or the forced one. Warns, once per process and reason, when only the
+/// reference covers a request whose gradients are recorded and whose scores are many: it holds them all.
+/// Throws ShapeError when the documents do not fit the queries, UnsupportedError when a forced kernel does not cover.
 at::Tensor attend(const AttentionRequest& request);
-/// One line per kernel: its name and "runs" or what it misses, for `doctor` and -v.
-std::vector<std::string> explain_dispatch(const AttentionRequest& request);
+/// From now on every request of this process runs on the kernel of this name; "auto" undoes it. Throws UsageError
+/// naming the known ones.
+void force_attention_kernel(const std::string& name);
+
+struct KernelVerdict {
+  std::string kernel;
+  bool runs;            // one of all does
+  std::string missing;  // why it cannot; empty where it could or does
+};
+/// What every kernel says of the request, in order of preference.
+std::vector<KernelVerdict> explain_dispatch(const AttentionRequest& request);
 /// Softmax probabilities (B, H, T, S) of the same request, by the obvious formula: for calibration and tests.
 at::Tensor attention_probabilities(const AttentionRequest& request);
 

@@ -26,6 +26,11 @@ KvCache::View KvCache::append(const at::Tensor& k, const at::Tensor& v, int64_t 
   v_.narrow(2, begin_ + held_, added).copy_(v);
   held_ += added;
   tokens_ += added;
+  return view();
+}
+
+KvCache::View KvCache::view() const {
+  if (!k_.defined()) return {{}, {}, 0};
   return {k_.narrow(2, begin_, held_), v_.narrow(2, begin_, held_), tokens_ - held_};
 }
 
@@ -46,8 +51,11 @@ void KvCache::reserve(const at::Tensor& k, const at::Tensor& v, int64_t added) {
 
 int64_t KvCache::bytes_per_token() const {
   if (!k_.defined()) return 0;
-  const auto bytes = static_cast<int64_t>(k_.nbytes() + v_.nbytes());
-  return bytes / (k_.size(0) * k_.size(2));
+  return bytes_allocated() / (k_.size(0) * k_.size(2));
+}
+
+int64_t KvCache::bytes_allocated() const {
+  return k_.defined() ? static_cast<int64_t>(k_.nbytes() + v_.nbytes()) : 0;
 }
 
 }  // namespace cinch

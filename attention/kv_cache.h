@@ -23,12 +23,16 @@ class KvCache {
     int64_t first_position;
   };
   View append(const at::Tensor& k, const at::Tensor& v, int64_t window);
+  /// All that is held; tensors are undefined before the first append.
+  View view() const;
 
   int64_t tokens() const { return tokens_; }  // seen so far, held or dropped
   const CachePrecision& precision() const { return precision_; }
   /// Bytes of one token of one sequence in this cache, measured from the tensors held: the rounding is emulated in
   /// their type and saves nothing here (packed_bytes_per_token says what it would).
   int64_t bytes_per_token() const;
+  /// Of the tensors held, with room for tokens to come.
+  int64_t bytes_allocated() const;
 
  private:
   void reserve(const at::Tensor& k, const at::Tensor& v, int64_t added);

@@ -83,22 +83,35 @@ function(cinch_device_program name)
   target_link_libraries(${name} PRIVATE cinch_flags ${CINCH_CUDART_STATIC} -static-libstdc++ -static-libgcc pthread dl rt)
 endfunction()
 
-# libcinch_nccl.so: GPUs of several processes. Where NCCL's header is (in LibTorch's own wheels, or the system's).
-function(cinch_nccl_plugin)
+# cinch_torch_plugin(<name> <source> <folders of headers>...): lib<name>.so, which uses LibTorch's CUDA headers.
+function(cinch_torch_plugin name source)
+  add_library(${name} SHARED ${PROJECT_SOURCE_DIR}/${source})
+  target_link_libraries(${name} PRIVATE cinch_flags cinch::torch_cpu -Wl,--no-as-needed ${CINCH_TORCH_FOLDER}/lib/libtorch_cuda.so
+    -Wl,--as-needed ${CINCH_TORCH_FOLDER}/lib/libc10_cuda.so)
+  target_compile_options(${name} PRIVATE "SHELL:-idirafter ${CINCH_TORCH_FOLDER}/include/torch/csrc/api/include")
+  foreach(folder IN LISTS ARGN)
+    target_compile_options(${name} PRIVATE "SHELL:-isystem ${folder}")
+  endforeach()
+  set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib INSTALL_RPATH "$ORIGIN")
+endfunction()
+
+# libcinch_graph.so: recorded work. libcinch_nccl.so: GPUs of several processes, where NCCL's header is (in LibTorch's own wheels, or the
+# system's).
+function(cinch_torch_plugins)
   find_path(CINCH_NCCL_INCLUDE nccl.h HINTS ${CINCH_TORCH_FOLDER}/../nvidia/nccl/include)
   get_filename_component(toolkit ${CINCH_NVCC} REALPATH)
   get_filename_component(toolkit ${toolkit} DIRECTORY)
   find_path(CINCH_CUDA_INCLUDE cusolverDn.h HINTS ${CINCH_TORCH_FOLDER}/../nvidia/cu13/include ${toolkit}/../include)
-  if(NOT CINCH_NCCL_INCLUDE OR NOT CINCH_CUDA_INCLUDE)
-    message(STATUS "NCCL plug-in: not built, no nccl.h or no CUDA libraries' headers")
+  if(NOT CINCH_CUDA_INCLUDE)
+    message(STATUS "Graph and NCCL plug-ins: not built, no CUDA libraries' headers")
     return()
   endif()
-  add_library(cinch_nccl SHARED ${PROJECT_SOURCE_DIR}/train/cuda/nccl_group.cpp)
-  target_link_libraries(cinch_nccl PRIVATE cinch_flags cinch::torch_cpu -Wl,--no-as-needed ${CINCH_TORCH_FOLDER}/lib/libtorch_cuda.so
-    -Wl,--as-needed ${CINCH_TORCH_FOLDER}/lib/libc10_cuda.so)
-  target_compile_options(cinch_nccl PRIVATE "SHELL:-idirafter ${CINCH_TORCH_FOLDER}/include/torch/csrc/api/include"
-    "SHELL:-isystem ${CINCH_NCCL_INCLUDE}" "SHELL:-isystem ${CINCH_CUDA_INCLUDE}")
-  set_target_properties(cinch_nccl PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib INSTALL_RPATH "$ORIGIN")
+  cinch_torch_plugin(cinch_graph attention/cuda/device_graph.cpp ${CINCH_CUDA_INCLUDE})
+  if(NOT CINCH_NCCL_INCLUDE)
+    message(STATUS "NCCL plug-in: not built, no nccl.h")
+    return()
+  endif()
+  cinch_torch_plugin(cinch_nccl train/cuda/nccl_group.cpp ${CINCH_NCCL_INCLUDE} ${CINCH_CUDA_INCLUDE})
 endfunction()
 
 set(CINCH_HAS_CUDA FALSE)
@@ -109,5 +122,5 @@ if(CINCH_HAS_CUDA)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/attention/kernels/cuda/*.cu
     ${PROJECT_SOURCE_DIR}/model/cuda/*.cu ${PROJECT_SOURCE_DIR}/train/cuda/*.cu)
   cinch_cuda_plugin(${sources})
-  cinch_nccl_plugin()
+  cinch_torch_plugins()
 endif()

@@ -34,12 +34,13 @@ class DecodeSession {
   /// the session. Throws UsageError for sizes below 1, UnsupportedError naming the layer and the rule where a kernel was
   /// asked for that does not cover it, and where a cache of fewer bits has no latent layer.
   DecodeSession(const DecoderModel& model, const DecodeSessionOptions& options, const DecodeFunctions* functions);
+  DecodeSession(const DecodeSession&) = delete;  // a recorded step knows where it is
+  DecodeSession& operator=(const DecodeSession&) = delete;
 
   /// One prompt per sequence, of one token or more each. Returns the logits after their last tokens, (B, V) fp32.
   /// Sequences must be empty.
   at::Tensor prefill(const std::vector<std::vector<int64_t>>& prompts);
-  /// For benchmarks: as though `tokens` tokens had been seen, with random numbers in the caches. Layers without a
-  /// kernel cannot: UnsupportedError.
+  /// For benchmarks: as though every sequence had `tokens` tokens, with random numbers in the caches.
   void fill(int64_t tokens);
 
   /// One more token of every sequence, ids (B) int64 on any device: logits (B, V) fp32, valid until the next step.
@@ -62,17 +63,23 @@ class DecodeSession {
   bool uses_graph() const { return graph_ != nullptr; }
   const std::string& why_no_graph() const { return why_no_graph_; }
 
-  /// What one more token of one sequence takes in all layers, in whole pages' share; what was allocated.
+  /// What one more token of one sequence takes in all layers, its share of full pages; where a cache format is emulated
+  /// (emulates_cache), what it would take.
   int64_t kv_bytes_per_token() const;
+  /// Of one sequence of so many tokens.
+  int64_t kv_bytes(int64_t tokens) const;
   int64_t kv_bytes_allocated() const;
+  /// Whether a cache below 16 bits holds rounded numbers of the model's type: layers without a kernel.
+  bool emulates_cache() const;
   /// The rows that a layer's cache gives back for one sequence, for tests: keys (1, K, S, D) and values, or of latent
   /// attention entries (1, 1, S, R+Dr+K) and nothing. With a window only tokens that are still held.
   CachedRows cached(int64_t layer, int64_t sequence) const;
 
  private:
-  void one_step();
-  const at::Tensor& run_step();
-  at::Tensor prefill_chunk(const std::vector<int64_t>& prompt, int64_t sequence, int64_t first, int64_t count);
+  std::string reason_against_graph() const;
+  void compute_step();
+  /// Logits after the last token, (1, V).
+  at::Tensor prefill_sequence(const std::vector<int64_t>& prompt, int64_t sequence);
 
   const DecoderModel* model_;
   DecodeSessionOptions options_;

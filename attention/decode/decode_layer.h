@@ -30,11 +30,13 @@ class DecodeLayer {
   /// One token of every sequence, x (B, 1, E): (B, 1, H*Dv). The batch's lengths count it already.
   virtual at::Tensor step(const at::Tensor& x) = 0;
 
-  /// Random numbers in place of every cached token's, for benchmarks; false where the layer cannot.
-  virtual bool fill() = 0;
+  /// For benchmarks: random numbers in the cache, as though every sequence had `tokens` tokens.
+  virtual void fill(int64_t tokens) = 0;
   virtual CachedRows cached(int64_t sequence) const = 0;
-  /// What one more token of one sequence takes, in bytes.
+  /// What one more token of one sequence takes, in bytes; with a cache format that is emulated, what it would take.
   virtual double bytes_per_token() const = 0;
+  /// What a sequence takes beside its tokens: the open page of int4.
+  virtual int64_t bytes_per_sequence() const = 0;
   virtual int64_t bytes_allocated() const = 0;
 };
 
