@@ -106,7 +106,7 @@ TEST_F(PackedDecode, StagesOfAnyNumberAndSize) {
         c.n_kv_heads = 3;
         expect_good(c, wish);
         if (stages != 3) continue;
-        c.n_heads = 40;
+        c.n_heads = 39;
         c.window = 150;
         expect_good(c, wish);
       }

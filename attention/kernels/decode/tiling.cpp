@@ -141,7 +141,8 @@ void lay_out_stages(const CinchDecodeStep& step, Tiling& t) {
   t.slabs = t.warps;
   t.stage_offset = t.ring_offset + t.slabs * t.slab_bytes;
 }
-/// As many thread blocks per multiprocessor as still have two stages; else one, with what fits.
+/// As many thread blocks per multiprocessor as still have two stages; two even with one, as one's numbers are unpacked
+/// while the other's are multiplied.
 void choose_stages(const Multiprocessor& processor, const TilingWish& wish, Tiling& t) {
   const int by_registers =
       kRegisters / (32 * t.warps * t.row_groups * register_budget(t.row_tiles, t.units, t.column_warps));
@@ -150,7 +151,7 @@ void choose_stages(const Multiprocessor& processor, const TilingWish& wish, Tili
     const int bytes = std::min(processor.shared_bytes / t.resident - kReservedBytes, processor.shared_bytes_per_block);
     t.stages = std::clamp((bytes - t.stage_offset) / t.stage_bytes, 0, kMaxStages);
     if (bytes < t.stage_offset) t.stages = 0;
-    if (t.resident == 1 || t.stages >= 2 || wish.resident > 0) break;
+    if (t.resident == 1 || t.stages >= (t.resident == 2 ? 1 : 2) || wish.resident > 0) break;
   }
   if (wish.slabs > 0) t.stages = std::min(t.stages, wish.slabs);
   t.shared_bytes = t.stage_offset + t.stages * t.stage_bytes;
