@@ -70,8 +70,6 @@ int64_t KvCache::bytes_per_token() const {
   return bytes_allocated() / (k_.size(0) * k_.size(2));
 }
 
-int64_t KvCache::bytes_allocated() const {
-  return k_.defined() ? static_cast<int64_t>(k_.nbytes() + v_.nbytes()) : 0;
-}
+int64_t KvCache::bytes_allocated() const { return k_.defined() ? static_cast<int64_t>(k_.nbytes() + v_.nbytes()) : 0; }
 
 }  // namespace cinch

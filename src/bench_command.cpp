@@ -43,8 +43,8 @@ c10::ScalarType dtype_of(const BenchFlags& flags, c10::Device device) {
 
 /// Measures the copy first, so that shares are of the same run.
 BenchRun start_run(const BenchFlags& flags, c10::Device device) {
-  BenchRun run{.what = flags.what, .device = value_in("/proc/cpuinfo", "model name"), .driver = "none",
-               .commit = flags.commit};
+  BenchRun run{
+      .what = flags.what, .device = value_in("/proc/cpuinfo", "model name"), .driver = "none", .commit = flags.commit};
   const int64_t room = free_memory_bytes(device) / 4, wanted = device.is_cpu() ? kCopyBytesCpu : kCopyBytesCuda;
   run.copy_bytes_per_second = DeviceTimer(device).copy_speed(std::min(wanted, room));
   if (device.is_cpu()) return run;
@@ -70,8 +70,8 @@ void report(const BenchFlags& flags, const Json& json, const std::string& table,
   } else {
     print(table);
   }
-  check_interrupt(fmt::format("what was measured until then stands above; run `cinch bench {}` again for the rest",
-                              flags.what));
+  check_interrupt(
+      fmt::format("what was measured until then stands above; run `cinch bench {}` again for the rest", flags.what));
 }
 
 /// Throws ResourceError where no case had the memory that it needs.
@@ -98,9 +98,8 @@ void run_kernels(const BenchFlags& flags, c10::Device device, AtomicFile* output
                                    .copy_bytes_per_second = run.copy_bytes_per_second,
                                    .specified_bytes_per_second = run.specified_bytes_per_second};
   std::vector<KernelBenchRow> rows;
-  bench_kernels(cases, options, [&](const std::vector<KernelBenchRow>& made) {
-    rows.insert(rows.end(), made.begin(), made.end());
-  });
+  bench_kernels(cases, options,
+                [&](const std::vector<KernelBenchRow>& made) { rows.insert(rows.end(), made.begin(), made.end()); });
   run.seconds = now() - start;
   run.interrupted = interrupt_requested();
   report(flags, bench_json(run, rows, options), kernel_table(run, rows), output);
@@ -108,10 +107,9 @@ void run_kernels(const BenchFlags& flags, c10::Device device, AtomicFile* output
 }
 
 void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output) {
-  const DecodeKernel kernel = flags.kernels.empty() ? DecodeKernel::automatic
-                                                    : with_context("reading --kernel", [&] {
-                                                        return parse_decode_kernel(flags.kernels.front());
-                                                      });
+  const DecodeKernel kernel = flags.kernels.empty() ? DecodeKernel::automatic : with_context("reading --kernel", [&] {
+    return parse_decode_kernel(flags.kernels.front());
+  });
   ModelBenchOptions options{.device = device,
                             .dtype = dtype_of(flags, device),
                             .functions = functions_on(device),
@@ -122,7 +120,8 @@ void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output)
                             .steps = flags.steps,
                             .free_memory = [device] { return free_memory_bytes(device); }};
   if (!flags.kv_bits.empty()) options.formats = formats_of_flags(flags);
-  if (options.batches.empty()) options.batches = device.is_cpu() ? std::vector<int64_t>{1, 4} : std::vector<int64_t>{1, 16, 64};
+  if (options.batches.empty())
+    options.batches = device.is_cpu() ? std::vector<int64_t>{1, 4} : std::vector<int64_t>{1, 16, 64};
   if (options.contexts.empty())
     options.contexts = device.is_cpu() ? std::vector<int64_t>{128, 512} : std::vector<int64_t>{2048, 8192, 32768};
   const std::vector<BenchModel> models = bench_models_of(models_of_flags(flags));

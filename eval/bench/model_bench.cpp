@@ -86,8 +86,7 @@ class ModelRun {
 
   void load() {
     if (model_.random_weights) {
-      const TensorReader read =
-          random_reader(config(), model_.source->family(), options_.dtype, options_.device);
+      const TensorReader read = random_reader(config(), model_.source->family(), options_.dtype, options_.device);
       decoder_ = std::make_unique<DecoderModel>(model_.source, read);
     } else {
       decoder_ = std::make_unique<DecoderModel>(model_.source, options_.dtype, options_.device);

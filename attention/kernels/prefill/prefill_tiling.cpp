@@ -14,7 +14,8 @@ constexpr int64_t kMaxTokens = 1 << 24;
 constexpr int64_t kMaxRows = int64_t{1} << 30;
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
-/// Bytes of a row in shared memory: whole units and 16 more, an odd number of 16 bytes, so that ldmatrix meets all banks.
+/// Bytes of a row in shared memory: whole units and 16 more, an odd number of 16 bytes, so that ldmatrix meets all
+/// banks.
 int pitch_of(int columns) { return 32 * units_of(columns) + 16; }
 
 struct Rule {
