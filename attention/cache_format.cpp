@@ -66,7 +66,7 @@ at::Tensor unpack(const at::Tensor& pages, int64_t tokens, const decode::PageSha
 
 }  // namespace
 
-CacheFormat parse_kv_bits(const std::string& text) {
+CacheFormat parse_cache_format(const std::string& text) {
   if (text == "16") return CacheFormat::sixteen_bit;
   if (text == "8") return CacheFormat::int8;
   if (text == "fp8") return CacheFormat::fp8;

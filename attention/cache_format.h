@@ -20,7 +20,7 @@ enum class CacheFormat : int32_t { sixteen_bit = 0, int8 = 1, fp8 = 2, int4 = 3 
 constexpr int64_t kCachePage = 64;  // tokens
 
 /// Of --kv-bits: "16", "8", "fp8", "4". Throws UsageError naming them.
-CacheFormat parse_kv_bits(const std::string& text);
+CacheFormat parse_cache_format(const std::string& text);
 /// "16 bit", "int8", "fp8", "int4"
 std::string name_of(CacheFormat format);
 

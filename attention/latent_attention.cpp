@@ -9,6 +9,7 @@
 #include "attention/attention_kernel.h"
 #include "attention/projection.h"
 #include "attention/rms_norm.h"
+#include "attention/rotation.h"
 #include "attention/shape_report.h"
 
 namespace cinch {
@@ -53,6 +54,17 @@ at::Tensor through_heads(const at::Tensor& x, const at::Tensor& maps) {
 }
 
 }  // namespace
+
+LatentForm cheaper_latent_form(const AttentionSpec& spec, int64_t queries, int64_t keys) {
+  // Multiplications per query head. Both forms meet every map once per token, absorbed for the queries and unabsorbed
+  // for all keys; then each pair of query and key costs the widths of key and value.
+  const auto t = static_cast<double>(queries), s = static_cast<double>(keys);
+  const auto r = static_cast<double>(spec.kv_lora_rank), dn = static_cast<double>(spec.qk_nope_head_dim);
+  const auto dr = static_cast<double>(spec.qk_rope_head_dim), dv = static_cast<double>(spec.v_head_dim);
+  const double absorbed = t * (dn + dv) * r + t * s * (2 * r + dr);
+  const double unabsorbed = s * (dn + dv) * r + t * s * (dn + dr + dv);
+  return absorbed < unabsorbed ? LatentForm::absorbed : LatentForm::unabsorbed;
+}
 
 LatentWeights LatentWeights::to(at::ScalarType dtype, at::Device device) const {
   LatentWeights result = *this;
@@ -112,7 +124,7 @@ LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
 at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache,
                                          const at::Tensor& documents) const {
   const Heads heads = project(x);
-  RotaryTable table = rope_.table(first, x.size(1), x.scalar_type(), x.device());
+  RotaryTable table = rope_.table(first, x.size(1), rotary_type(heads.q_rope), x.device());
   if (spec_.rotary_scaling != 1.0) table = {table.cos * spec_.rotary_scaling, table.sin * spec_.rotary_scaling};
   at::Tensor entries = at::cat({heads.latent, SlotRope::apply(heads.k_rope, table)}, -1).unsqueeze(1);
   if (cache != nullptr) entries = rounded_per_channel(entries, cache->precision());
@@ -124,7 +136,11 @@ at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int
     seen.entries = view.k;
     seen.first_key = view.first_position;
   }
-  return join_heads(absorbs(x.size(1), seen.entries.size(2)) ? absorbed(seen) : unabsorbed(seen));
+  return attend_to(seen);
+}
+
+at::Tensor LatentAttention::attend_to(const Seen& seen) const {
+  return join_heads(absorbs(seen.q_rope.size(2), seen.entries.size(2)) ? absorbed(seen) : unabsorbed(seen));
 }
 
 at::Tensor LatentAttention::output(const at::Tensor& head_outputs) const {
@@ -132,13 +148,8 @@ at::Tensor LatentAttention::output(const at::Tensor& head_outputs) const {
 }
 
 bool LatentAttention::absorbs(int64_t queries, int64_t keys) const {
-  if (form_ != LatentForm::cheapest) return form_ == LatentForm::absorbed;
-  // Multiplications per query head. Both forms meet every map once per token, absorbed for the queries and unabsorbed
-  // for all keys; then each pair of query and key costs the widths of key and value.
-  const auto t = static_cast<double>(queries), s = static_cast<double>(keys);
-  const auto r = static_cast<double>(spec_.kv_lora_rank), dn = static_cast<double>(spec_.qk_nope_head_dim);
-  const auto dr = static_cast<double>(spec_.qk_rope_head_dim), dv = static_cast<double>(spec_.v_head_dim);
-  return t * (dn + dv) * r + t * s * (2 * r + dr) < s * (dn + dv) * r + t * s * (dn + dr + dv);
+  const LatentForm form = form_ == LatentForm::cheapest ? cheaper_latent_form(spec_, queries, keys) : form_;
+  return form == LatentForm::absorbed;
 }
 
 at::Tensor LatentAttention::absorbed(const Seen& seen) const {

@@ -35,6 +35,9 @@ struct LatentWeights {
 /// the queries to the latent instead and attends to the cache as one shared head.
 enum class LatentForm { cheapest, unabsorbed, absorbed };
 
+/// Which of the two costs fewer multiplications for so many queries and keys.
+LatentForm cheaper_latent_form(const AttentionSpec& spec, int64_t queries, int64_t keys);
+
 /// QK-norm (spec.qk_norm, which needs key_scale_tail and Dn = D) is exact: gains are part of the maps. The NoPE query
 /// rows are the source's raw query; all Dn+Dr numbers of a head are divided by the root mean square of its Dn ones, and
 /// every score is multiplied by the key's scale, 1 / rms(k_norm_proj x) of the KV head that the query head had.
@@ -53,6 +56,16 @@ class LatentAttention : public AttentionModule {
   };
   Heads project(const at::Tensor& x) const;
 
+  /// Rotated queries, and what the cache holds of every token that they may see.
+  struct Seen {
+    at::Tensor q_nope, q_rope;  // (B, H, T, Dn), (B, H, T, Dr)
+    at::Tensor entries;         // (B, 1, S, R+Dr+K), K columns of key scales with key_scale_tail only
+    int64_t first_query, first_key;
+    at::Tensor documents;  // (B, T) or undefined
+  };
+  /// Outputs of all heads before o_proj, (B, T, H*Dv), in the cheaper form.
+  at::Tensor attend_to(const Seen& seen) const;
+
   /// `length` is not used: the frequencies are explicit.
   at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache,
                           const at::Tensor& documents = {}) const override;
@@ -62,13 +75,6 @@ class LatentAttention : public AttentionModule {
   const LatentWeights& weights() const { return weights_; }
 
  private:
-  /// Rotated queries, and what the cache holds of every token that they may see.
-  struct Seen {
-    at::Tensor q_nope, q_rope;  // (B, H, T, Dn), (B, H, T, Dr)
-    at::Tensor entries;         // (B, 1, S, R+Dr+K), K columns of key scales with key_scale_tail only
-    int64_t first_query, first_key;
-    at::Tensor documents;  // (B, T) or undefined
-  };
   bool absorbs(int64_t queries, int64_t keys) const;
   at::Tensor absorbed(const Seen& seen) const;    // (B, H, T, Dv)
   at::Tensor unabsorbed(const Seen& seen) const;  // (B, H, T, Dv)

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "attention/attention_kernel.h"
 #include "convert/converter.h"
 #include "core/errors.h"
 #include "src/command_list.h"
@@ -75,6 +76,7 @@ std::string to_text(const Json& report) {
 void run(const ConvertFlags& flags) {
   if (flags.force && flags.resume)
     throw UsageError("--force and --resume contradict each other", "--resume goes on, --force starts over");
+  force_attention_kernel(flags.kernel);
   const ConversionRecipe recipe = recipe_of_flags(flags);
   ConvertOptions options{.output = output_of_flags(flags),
                          .resume = flags.resume,

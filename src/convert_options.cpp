@@ -8,6 +8,7 @@
 #include "convert/transform.h"
 #include "core/errors.h"
 #include "model/export/runtime_rules.h"
+#include "src/kernel_option.h"
 #include "src/usage_errors.h"
 
 namespace cinch {
@@ -132,6 +133,7 @@ void add_output_options(CLI::App& command, ConvertFlags& flags) {
   command.add_option("--dtype", flags.dtype, "Type of the written weights (default: as the source)")
       ->type_name("f32|f16|bf16|q8_0");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
+  add_kernel_option(command, flags.kernel);
   command.add_flag("--force", flags.force,
                    "Replace an existing OUT once the new one is complete; start an unfinished conversion over");
   command.add_flag("--resume", flags.resume, "Go on with an interrupted conversion to OUT");

@@ -16,7 +16,7 @@ struct ConvertFlags {
   std::string model, out;
   std::string to, method = "auto", kv_budget, kv_bits = "16", per_layer = "uniform", slots = "auto";
   std::string statistics, layers;
-  std::string runtime = "auto", format, device = "cpu";
+  std::string runtime = "auto", format, device = "cpu", kernel = "auto";
   std::string export_to;
   std::vector<std::string> calibration;
   ConversionRecipe recipe;  // fields without a spelling of their own are bound to it directly

@@ -11,10 +11,11 @@
 #include <memory>
 #include <thread>
 
-#include "attention/attention_kernel.h"
 #include "core/files.h"
 #include "src/command_list.h"
 #include "src/device.h"
+#include "src/kernel_report.h"
+#include "src/model_argument.h"
 #include "src/output.h"
 
 namespace cinch {
@@ -47,17 +48,26 @@ fs::path cache_folder() {
   return {};
 }
 
-/// A request like a decoder layer's: 9 heads of 3, head dim 64, causal.
-std::vector<std::string> kernels() {
-  AttentionRequest request;
-  request.q = at::zeros({1, 9, 4, 64});
-  request.k = at::zeros({1, 3, 4, 64});
-  request.v = at::zeros({1, 3, 4, 64});
-  request.scale = 0.125;
-  return explain_dispatch(request);
+struct DoctorFlags {
+  std::string kernels_of, dtype = "bf16", device = "cpu";
+};
+
+/// Of the model that --kernels names, else of a layer as small models have it.
+Json kernels(const DoctorFlags& flags) {
+  const c10::ScalarType dtype = compute_dtype(flags.dtype);
+  const c10::Device device = open_device(flags.device);
+  if (!flags.kernels_of.empty())
+    return kernel_report(open_model(flags.kernels_of, "--kernels")->config(), dtype, device);
+  ModelConfig config;
+  AttentionSpec& layer = config.layers.emplace_back();
+  layer.n_heads = 9;
+  layer.n_kv_heads = 3;
+  layer.head_dim = 64;
+  layer.scale = 0.125;
+  return kernel_report(config, dtype, device);
 }
 
-Json examine() {
+Json examine(const DoctorFlags& flags) {
   std::string why;
   const int devices = load_cuda(why);
   Json cuda = {{"devices", devices}};
@@ -79,10 +89,10 @@ Json examine() {
             {"json", fmt::format("{}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
                                  NLOHMANN_JSON_VERSION_PATCH)}}},
           {"cuda", cuda},
-          {"attention_kernels", kernels()}};
+          {"attention_kernels", kernels(flags)}};
 }
 
-std::string to_text(const Json& json) {
+std::string to_text(const Json& json, const DoctorFlags& flags) {
   const Json& cpu = json["cpu"];
   std::string text = fmt::format("cinch {}\n", json["cinch"].get<std::string>());
   text += fmt::format("CPU      {}, {} cores, {} threads used, vector code: {}\n", cpu["model"].get<std::string>(),
@@ -98,23 +108,34 @@ std::string to_text(const Json& json) {
   const int devices = json["cuda"]["devices"].get<int>();
   text += devices > 0 ? fmt::format("CUDA     {} device(s)\n", devices)
                       : fmt::format("CUDA     none: {}\n", json["cuda"]["missing"].get<std::string>());
-  text += "attention kernels, in order of preference:\n";
-  for (const Json& line : json["attention_kernels"]) text += "  " + line.get<std::string>() + "\n";
-  return text;
+  text += fmt::format("attention kernels{}:\n", flags.kernels_of.empty() ? ", for a layer as small models have it"
+                                                                         : fmt::format(" for {}", flags.kernels_of));
+  return text + kernel_report_text(json["attention_kernels"]);
 }
 
 }  // namespace
 
 Command doctor_command() {
   return {"doctor", [](CLI::App& app) {
+            auto flags = std::make_shared<DoctorFlags>();
             CLI::App* command =
                 app.add_subcommand("doctor", "What this machine can run: CPU, memory, disk, libraries, CUDA, kernels");
-            command->callback([] {
-              const Json json = examine();
+            command
+                ->add_option("--kernels", flags->kernels_of,
+                             "Say which attention kernels run for this model's layers, and why not others")
+                ->type_name("MODEL");
+            command->add_option("--dtype", flags->dtype, "Type to ask for")
+                ->capture_default_str()
+                ->type_name("f32|bf16|f16|f64");
+            command->add_option("--device", flags->device, "Device to ask for: cpu or cuda[:i]")
+                ->capture_default_str()
+                ->type_name("DEVICE");
+            command->callback([flags] {
+              const Json json = examine(*flags);
               if (json_output()) {
                 print_json(json);
               } else {
-                print(to_text(json));
+                print(to_text(json, *flags));
               }
             });
           }};

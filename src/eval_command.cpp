@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "attention/attention_kernel.h"
 #include "core/errors.h"
 #include "core/files.h"
 #include "core/progress.h"
@@ -11,6 +12,7 @@
 #include "src/command_list.h"
 #include "src/device.h"
 #include "src/eval_output.h"
+#include "src/kernel_option.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "text/corpus.h"
@@ -25,7 +27,7 @@ using Sources = std::vector<std::shared_ptr<ModelSource>>;
 struct EvalFlags {
   std::vector<std::string> models;
   std::string reference, cache, text, tokens, logits, output;
-  std::string protocol = "ppl-gptq", dtype = "f32", device = "cpu";
+  std::string protocol = "ppl-gptq", dtype = "f32", device = "cpu", kernel = "auto";
   int64_t window = 0, stride = 0, max_tokens = 0;
 };
 
@@ -195,6 +197,7 @@ void write_report(const EvalFlags& flags, const EvalReport& report, AtomicFile* 
 }
 
 void run(const EvalFlags& flags) {
+  force_attention_kernel(flags.kernel);
   EvalOptions options;
   options.caches = cache_precisions(flags.cache);
   check(flags);
@@ -250,6 +253,7 @@ void add_options(CLI::App& command, EvalFlags& flags) {
       ->capture_default_str()
       ->type_name("f32|bf16|f16|f64");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
+  add_kernel_option(command, flags.kernel);
   command
       .add_option("--logits", flags.logits, "Write the logits of --tokens (one sequence per line) as fp32 .npy instead")
       ->type_name("FILE");

@@ -4,11 +4,13 @@
 #include <cstdlib>
 #include <memory>
 
+#include "attention/attention_kernel.h"
 #include "core/errors.h"
 #include "core/progress.h"
 #include "src/command.h"
 #include "src/command_list.h"
 #include "src/device.h"
+#include "src/kernel_option.h"
 #include "src/model_argument.h"
 #include "src/output.h"
 #include "src/output_target.h"
@@ -22,7 +24,7 @@ namespace cinch {
 namespace {
 
 struct UptrainFlags {
-  std::string student, teacher, trainable = "attention", dtype = "f32", device = "cpu";
+  std::string student, teacher, trainable = "attention", dtype = "f32", device = "cpu", kernel = "auto";
   std::vector<std::string> data;
   int64_t tokens = 0, local_tokens = 0, ce_tokens = 0;
   TrainStage local = {.local = true,
@@ -87,6 +89,7 @@ UptrainOptions checked(const UptrainFlags& flags, const std::string& device) {
   options.model.trainable = flags.trainable == "all" ? Trainable::all : Trainable::attention;
   options.model.compute = compute_dtype(flags.dtype);
   options.model.device = open_device(device);
+  force_attention_kernel(flags.kernel);
   options.recipe.chunk_bytes = loss_chunk_bytes(options.model.device.is_cpu());
   options.version = CINCH_VERSION;
   return options;
@@ -247,6 +250,7 @@ void add_options(CLI::App& command, UptrainFlags& flags) {
       ->capture_default_str()
       ->type_name("f32|bf16|f64");
   command.add_option("--device", flags.device, "cpu, or cuda[:i]")->capture_default_str()->type_name("DEVICE");
+  add_kernel_option(command, flags.kernel);
   command.add_flag("--recompute", options.model.recompute,
                    "Keep one activation per layer, run layers again for gradients");
   command.add_flag("--force", options.output.force, "Replace an existing OUT; start an unfinished run over");

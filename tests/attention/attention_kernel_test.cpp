@@ -1,9 +1,12 @@
 #include "attention/attention_kernel.h"
 
 #include <ATen/ATen.h>
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 
 #include <cmath>
+#include <map>
+
+#include "core/errors.h"
 
 namespace cinch {
 namespace {
@@ -169,11 +172,48 @@ TEST(AttentionKernel, DocumentsOfLongSequences) {
 
 TEST(AttentionKernel, DispatchSaysWhy) {
   const AttentionRequest request = request_of({1, 2, 2, 8, 3, 3, 0, 0, 0, 50.0}, at::kFloat);
-  const std::vector<std::string> lines = explain_dispatch(request);
-  ASSERT_EQ(lines.size(), attention_kernels().size());
-  EXPECT_EQ(lines[0], "flash      cannot: CPU");
-  EXPECT_EQ(lines[1], "sdpa       cannot: soft cap");
-  EXPECT_EQ(lines[2], "reference  runs");
+  std::map<std::string, KernelVerdict> verdicts;
+  for (const KernelVerdict& verdict : explain_dispatch(request)) verdicts[verdict.kernel] = verdict;
+  ASSERT_EQ(verdicts.size(), attention_kernels().size());
+  EXPECT_EQ(verdicts["flash"].why_not, "misses CPU");
+  EXPECT_EQ(verdicts["sdpa"].why_not, "misses soft cap");
+  EXPECT_EQ(verdicts["reference"].why_not, "");
+  for (const auto& [name, verdict] : verdicts) EXPECT_EQ(verdict.runs, name == "reference") << name;
+}
+
+TEST(AttentionKernel, AForcedKernelRunsOrSaysWhyNot) {
+  const AttentionRequest plain = request_of({1, 4, 2, 8, 5, 5, 0, 0, 0, 0}, at::kFloat);
+  const AttentionRequest capped = request_of({1, 4, 2, 8, 5, 5, 0, 0, 0, 50.0}, at::kFloat);
+  const at::Tensor free = attend(plain);
+  force_attention_kernel("reference");
+  EXPECT_TRUE(explain_dispatch(plain).back().runs);
+  EXPECT_TRUE(at::equal(attend(plain), attention_kernels().back()->run(plain)));
+  force_attention_kernel("sdpa");
+  try {
+    attend(capped);
+    ADD_FAILURE() << "a soft cap ran on sdpa";
+  } catch (const UnsupportedError& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("--kernel sdpa does not cover this attention: it misses soft cap"));
+  }
+  force_attention_kernel("auto");
+  EXPECT_NO_THROW(attend(capped));
+  EXPECT_TRUE(at::equal(attend(plain), free));
+  EXPECT_THROW(force_attention_kernel("flush"), UsageError);
+}
+
+// 2 heads of 5700 tokens: 260 MB of scores in fp32.
+TEST(AttentionKernel, HoldingAllScoresIsSaid) {
+  AttentionRequest request = request_of({1, 2, 1, 8, 5700, 5700, 0, 0, 0, 50.0}, at::kFloat);
+  const auto warnings = [&] {
+    testing::internal::CaptureStderr();
+    attend(request);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(warnings(), "");  // nothing is kept where nothing is recorded
+  request.q.set_requires_grad(true);
+  EXPECT_THAT(warnings(), testing::HasSubstr("holds all scores (0.3 GB per layer) for the gradients: flash misses CPU; "
+                                             "cudnn misses CPU; sdpa misses soft cap; cinch misses CPU"));
+  EXPECT_EQ(warnings(), "");  // once
 }
 
 }  // namespace

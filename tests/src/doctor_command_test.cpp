@@ -18,5 +18,26 @@ TEST(DoctorCommand, NamesTheMachine) {
   EXPECT_THAT(run_cinch({"doctor"}).out, testing::HasSubstr("attention kernels"));
 }
 
+TEST(DoctorCommand, SaysWhichKernelsRunForAModel) {
+  const Outcome outcome = run_cinch({"doctor", "--kernels", stories_model(), "--dtype", "f32", "--json"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const Json layers = outcome.json()["attention_kernels"];
+  ASSERT_EQ(layers.size(), 1u);  // all are alike
+  EXPECT_EQ(layers[0]["layers"], "0-4");
+  EXPECT_EQ(layers[0]["attention"], "8 heads on 4 KV heads of 8");
+  for (const Json& work : layers[0]["works"]) {
+    EXPECT_EQ(work["kernel"], "sdpa") << work["work"];
+    EXPECT_EQ(work["cannot"]["flash"], "misses CPU");
+  }
+  EXPECT_THAT(run_cinch({"doctor", "--kernels", stories_model()}).out,
+              testing::ContainsRegex("layers 0-4: 8 heads on 4 KV heads of 8\n  training +sdpa\n +flash misses CPU"));
+}
+
+TEST(DoctorCommand, RefusesWhatItCannotAsk) {
+  EXPECT_EQ(run_cinch({"doctor", "--kernels", "nowhere"}).code, 2);
+  EXPECT_EQ(run_cinch({"doctor", "--dtype", "f8"}).code, 2);
+  EXPECT_EQ(run_cinch({"doctor", "--device", "tpu"}).code, 2);
+}
+
 }  // namespace
 }  // namespace cinch

@@ -50,5 +50,16 @@ TEST(GenerateCommand, NeedsATokenizer) {
   EXPECT_THAT(outcome.err, testing::HasSubstr("has no tokenizer"));
 }
 
+TEST(GenerateCommand, TakesTheKernelThatIsForced) {
+  const Outcome reference = run_cinch(arguments({"-n", "8", "--kernel", "reference"}));
+  ASSERT_EQ(reference.code, 0) << reference.err;
+  EXPECT_EQ(reference.out, run_cinch(arguments({"-n", "8"})).out);
+  const Outcome flash = run_cinch(arguments({"-n", "8", "--kernel", "flash"}));
+  EXPECT_NE(flash.code, 0);
+  EXPECT_THAT(flash.err, testing::HasSubstr("--kernel flash does not cover this attention: it misses CPU"));
+  EXPECT_EQ(run_cinch(arguments({"--kernel", "flush"})).code, 2);
+  EXPECT_EQ(run_cinch(arguments({"-n", "8"})).code, 0);  // the next command is free again
+}
+
 }  // namespace
 }  // namespace cinch
