@@ -72,4 +72,10 @@ int64_t KvCache::bytes_per_token() const {
 
 int64_t KvCache::bytes_allocated() const { return k_.defined() ? static_cast<int64_t>(k_.nbytes() + v_.nbytes()) : 0; }
 
+KvCache window_cache(const AttentionSpec& spec, const CachePrecision& precision) {
+  if (precision.served != CacheFormat::sixteen_bit && spec.kind == AttentionKind::latent)
+    return {precision.served, cache_columns(spec)};
+  return KvCache(precision);
+}
+
 }  // namespace cinch
