@@ -52,6 +52,7 @@ GradientTiling lay_out(const CinchPrefill& work, int pass, int units, int warps,
   t.pass = pass;
   t.units = units;
   t.warps = warps;
+  t.group = divider_of(group_of(work));
   t.streamed_rows = streamed_rows;
   t.own_rows = kTile * own_tiles(pass, units) * warps;
   t.own_blocks = divide_up(pass == kOfQueries ? rows_of(work) : work.keys, t.own_rows);
@@ -133,6 +134,7 @@ bool choose_forward_tiling(const CinchPrefill& work, const Multiprocessor& proce
   t.row_tiles = t.units == 16 ? 1 : 2;
   t.query_pitch = t.key_pitch = pitch_of(work.head_dim);
   t.value_pitch = pitch_of(work.v_head_dim);
+  t.group = divider_of(group_of(work));
   t.slot_bytes = kKeyTile * std::max(t.key_pitch, t.value_pitch);
   for (const Occupancy& o : kOccupancies) {
     if (32 * o.warps > forward_threads(t.row_tiles)) continue;
