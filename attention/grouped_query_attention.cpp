@@ -6,6 +6,7 @@
 #include "attention/attention_kernel.h"
 #include "attention/projection.h"
 #include "attention/rms_norm.h"
+#include "attention/rotation.h"
 #include "attention/shape_report.h"
 #include "core/errors.h"
 
@@ -59,7 +60,8 @@ at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t firs
                                                const at::Tensor& documents) const {
   const int64_t count = x.size(1);
   const Heads heads = project(x);
-  const Rope::Table table = rope_.table(first, count, length > 0 ? length : first + count, x.scalar_type(), x.device());
+  const Rope::Table table =
+      rope_.table(first, count, length > 0 ? length : first + count, rotary_type(heads.q), x.device());
   AttentionRequest request;
   request.q = Rope::apply(heads.q, table);
   request.k = Rope::apply(heads.k, table);

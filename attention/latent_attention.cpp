@@ -9,6 +9,7 @@
 #include "attention/attention_kernel.h"
 #include "attention/projection.h"
 #include "attention/rms_norm.h"
+#include "attention/rotation.h"
 #include "attention/shape_report.h"
 
 namespace cinch {
@@ -123,7 +124,7 @@ LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
 at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache,
                                          const at::Tensor& documents) const {
   const Heads heads = project(x);
-  RotaryTable table = rope_.table(first, x.size(1), x.scalar_type(), x.device());
+  RotaryTable table = rope_.table(first, x.size(1), rotary_type(heads.q_rope), x.device());
   if (spec_.rotary_scaling != 1.0) table = {table.cos * spec_.rotary_scaling, table.sin * spec_.rotary_scaling};
   at::Tensor entries = at::cat({heads.latent, SlotRope::apply(heads.k_rope, table)}, -1).unsqueeze(1);
   if (cache != nullptr) entries = rounded_per_channel(entries, cache->precision());
@@ -135,7 +136,11 @@ at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int
     seen.entries = view.k;
     seen.first_key = view.first_position;
   }
-  return join_heads(absorbs(x.size(1), seen.entries.size(2)) ? absorbed(seen) : unabsorbed(seen));
+  return attend_to(seen);
+}
+
+at::Tensor LatentAttention::attend_to(const Seen& seen) const {
+  return join_heads(absorbs(seen.q_rope.size(2), seen.entries.size(2)) ? absorbed(seen) : unabsorbed(seen));
 }
 
 at::Tensor LatentAttention::output(const at::Tensor& head_outputs) const {

@@ -56,6 +56,16 @@ class LatentAttention : public AttentionModule {
   };
   Heads project(const at::Tensor& x) const;
 
+  /// Rotated queries, and what the cache holds of every token that they may see.
+  struct Seen {
+    at::Tensor q_nope, q_rope;  // (B, H, T, Dn), (B, H, T, Dr)
+    at::Tensor entries;         // (B, 1, S, R+Dr+K), K columns of key scales with key_scale_tail only
+    int64_t first_query, first_key;
+    at::Tensor documents;  // (B, T) or undefined
+  };
+  /// Outputs of all heads before o_proj, (B, T, H*Dv), in the cheaper form.
+  at::Tensor attend_to(const Seen& seen) const;
+
   /// `length` is not used: the frequencies are explicit.
   at::Tensor head_outputs(const at::Tensor& x, int64_t first, int64_t length, KvCache* cache,
                           const at::Tensor& documents = {}) const override;
@@ -65,13 +75,6 @@ class LatentAttention : public AttentionModule {
   const LatentWeights& weights() const { return weights_; }
 
  private:
-  /// Rotated queries, and what the cache holds of every token that they may see.
-  struct Seen {
-    at::Tensor q_nope, q_rope;  // (B, H, T, Dn), (B, H, T, Dr)
-    at::Tensor entries;         // (B, 1, S, R+Dr+K), K columns of key scales with key_scale_tail only
-    int64_t first_query, first_key;
-    at::Tensor documents;  // (B, T) or undefined
-  };
   bool absorbs(int64_t queries, int64_t keys) const;
   at::Tensor absorbed(const Seen& seen) const;    // (B, H, T, Dv)
   at::Tensor unabsorbed(const Seen& seen) const;  // (B, H, T, Dv)

@@ -26,9 +26,14 @@ struct RecordedRotation : torch::autograd::Function<RecordedRotation> {
 
 }  // namespace
 
+at::ScalarType rotary_type(const at::Tensor& x) {
+  return at::elementSize(x.scalar_type()) == 2 && !is_recorded({x}) ? at::kFloat : x.scalar_type();
+}
+
 at::Tensor rotated(const at::Tensor& x, const RotaryTable& table, Rotation rotation) {
-  if (!is_recorded({x})) return rotation(x, table);
-  return RecordedRotation::apply(x, table.cos, table.sin, rotation);
+  const at::ScalarType type = x.scalar_type(), wide = table.cos.scalar_type();
+  if (is_recorded({x})) return RecordedRotation::apply(x, table.cos.to(type), table.sin.to(type), rotation);
+  return rotation(x.to(wide), table).to(type);
 }
 
 }  // namespace cinch

@@ -11,7 +11,11 @@ namespace cinch {
 /// x turned by the angles of the table, as a new tensor; not recorded, and linear in x.
 using Rotation = at::Tensor (*)(const at::Tensor& x, const RotaryTable& table);
 
-/// The same, recorded where x asks for gradients.
+/// Of tables for x: fp32 for half types outside autograd, else x's own.
+at::ScalarType rotary_type(const at::Tensor& x);
+
+/// The same, recorded where x asks for gradients. Half types with a table in fp32 are turned in fp32 and rounded once,
+/// as the decode kernels' append does.
 at::Tensor rotated(const at::Tensor& x, const RotaryTable& table, Rotation rotation);
 
 }  // namespace cinch

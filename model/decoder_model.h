@@ -25,6 +25,8 @@ class ModelTrunk {
   at::Tensor embed(const at::Tensor& ids) const;
   /// h (..., E) -> logits (..., V), fp32 (fp64 in fp64 mode): final norm, head, soft cap.
   at::Tensor logits(const at::Tensor& h) const;
+  at::ScalarType dtype() const { return dtype_; }
+  at::Device device() const { return norm_.device(); }
 
  private:
   at::Tensor project(const at::Tensor& x) const;  // through the head
@@ -39,10 +41,16 @@ class ModelTrunk {
 class DecoderModel {
  public:
   DecoderModel(std::shared_ptr<ModelSource> source, at::ScalarType dtype, at::Device device = at::kCPU);
+  /// With weights from any reader; of `source` only config and family are used.
+  DecoderModel(std::shared_ptr<ModelSource> source, const TensorReader& read);
   /// ids (B, T) -> logits (B, T, V) fp32. With caches (one per layer) positions continue from what they hold; `length`:
   /// see DecoderLayer.
   at::Tensor forward(const at::Tensor& ids, std::vector<KvCache>* caches = nullptr, int64_t length = 0) const;
   const ModelConfig& config() const { return source_->config(); }
+  const ModelTrunk& trunk() const { return trunk_; }
+  const std::vector<DecoderLayer>& layers() const { return layers_; }
+  at::ScalarType dtype() const { return trunk_.dtype(); }  // computed in
+  at::Device device() const { return trunk_.device(); }
 
  private:
   std::shared_ptr<ModelSource> source_;

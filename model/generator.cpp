@@ -11,11 +11,8 @@
 namespace cinch {
 namespace {
 
-constexpr int64_t kPrefillChunk = 512;
-
-/// `logits` (V). Greedy at temperature 0, else from the smallest set of tokens whose probability reaches top_p.
-int64_t pick(const at::Tensor& logits, const GenerateOptions& options, std::mt19937_64& random) {
-  if (options.temperature <= 0) return logits.argmax().item<int64_t>();
+/// `logits` (V). From the smallest set of tokens whose probability reaches top_p.
+int64_t draw(const at::Tensor& logits, const GenerateOptions& options, std::mt19937_64& random) {
   const at::Tensor probabilities = at::softmax(logits.to(at::kCPU, at::kDouble) / options.temperature, 0);
   const auto [sorted, order] = probabilities.sort(/*stable=*/true, 0, /*descending=*/true);
   const double* p = sorted.const_data_ptr<double>();
@@ -35,37 +32,39 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-GenerateResult generate(const DecoderModel& model, const std::vector<int64_t>& prompt, const GenerateOptions& options,
+GenerateResult generate(DecodeSession& session, const std::vector<int64_t>& prompt, const GenerateOptions& options,
                         const std::function<bool(int64_t)>& on_token) {
   GenerateResult result;
-  std::vector<KvCache> caches(static_cast<size_t>(model.config().n_layers));
   std::mt19937_64 random(options.seed);
-  const auto prompt_tokens = static_cast<int64_t>(prompt.size());
-  // Length-dependent RoPE is chosen once for everything that will be generated, so cached keys stay valid.
-  const int64_t length = prompt_tokens + options.max_new_tokens;
+  const bool greedy = options.temperature <= 0;
   const auto start = std::chrono::steady_clock::now();
-  at::Tensor logits;
-  for (int64_t first = 0; first < prompt_tokens; first += kPrefillChunk) {
-    const int64_t count = std::min(kPrefillChunk, prompt_tokens - first);
-    const at::Tensor ids =
-        at::tensor(std::vector<int64_t>(prompt.begin() + first, prompt.begin() + first + count), at::kLong)
-            .unsqueeze(0);
-    logits = model.forward(ids, &caches, length);
-  }
+  at::Tensor logits = session.prefill({prompt});
+  // Reading an id waits for the device: times are those of work that is done.
+  int64_t id = greedy ? session.next_ids()[0] : draw(logits[0], options, random);
   result.prefill_seconds = seconds_since(start);
   const auto decode_start = std::chrono::steady_clock::now();
   while (static_cast<int64_t>(result.ids.size()) < options.max_new_tokens && !interrupt_requested()) {
-    const int64_t id = pick(logits[0][-1], options, random);
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) break;
     result.ids.push_back(id);
     if (on_token && !on_token(id)) break;
-    if (static_cast<int64_t>(result.ids.size()) < options.max_new_tokens) {
-      logits = model.forward(at::full({1, 1}, id, at::TensorOptions(at::kLong)), &caches, length);
+    if (static_cast<int64_t>(result.ids.size()) == options.max_new_tokens) break;
+    if (greedy) {
+      session.step_greedy();
+      id = session.next_ids()[0];
+    } else {
+      logits = session.step(at::full({1}, id, at::kLong));
+      id = draw(logits[0], options, random);
     }
   }
   result.decode_seconds = seconds_since(decode_start);
-  for (const KvCache& cache : caches) result.kv_bytes_per_token += cache.bytes_per_token();
   return result;
+}
+
+GenerateResult generate(const DecoderModel& model, const std::vector<int64_t>& prompt, const GenerateOptions& options,
+                        const std::function<bool(int64_t)>& on_token) {
+  const auto tokens = static_cast<int64_t>(prompt.size()) + options.max_new_tokens;
+  DecodeSession session(model, {.max_tokens = tokens}, nullptr);
+  return generate(session, prompt, options, on_token);
 }
 
 }  // namespace cinch

@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "model/decoder_model.h"
+#include "model/decode_session.h"
 
 namespace cinch {
 
@@ -20,10 +20,13 @@ struct GenerateOptions {
 struct GenerateResult {
   std::vector<int64_t> ids;  // new tokens only
   double prefill_seconds = 0, decode_seconds = 0;
-  int64_t kv_bytes_per_token = 0;  // measured from the caches
 };
 
-/// `on_token` (may be empty) sees each new id as it comes; returning false stops.
+/// `session` is of one empty sequence with room for the prompt and max_new_tokens. `on_token` (may be empty) sees each
+/// new id as it comes; returning false stops.
+GenerateResult generate(DecodeSession& session, const std::vector<int64_t>& prompt, const GenerateOptions& options,
+                        const std::function<bool(int64_t)>& on_token);
+/// In a session of its own without decode kernels.
 GenerateResult generate(const DecoderModel& model, const std::vector<int64_t>& prompt, const GenerateOptions& options,
                         const std::function<bool(int64_t)>& on_token);
 

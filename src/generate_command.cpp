@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -19,10 +20,19 @@ namespace cinch {
 namespace {
 
 struct GenerateFlags {
-  std::string model, prompt, dtype = "f32", device = "cpu", kernel = "auto";
+  std::string model, prompt, dtype = "f32", device = "cpu", kernel = "auto", kv_bits = "16";
   GenerateOptions options;
-  bool prompt_given = false;
+  bool prompt_given = false, no_graphs = false;
 };
+
+/// Names of --kernel that are the decode step's; others are attention kernels, which prompts and steps then take.
+const std::vector<std::string> kDecodeKernels = {"attend", "mma", "sm90"};
+
+DecodeKernel choose_kernel(const std::string& name) {
+  const bool decode = std::find(kDecodeKernels.begin(), kDecodeKernels.end(), name) != kDecodeKernels.end();
+  force_attention_kernel(decode ? "auto" : name);
+  return decode || name == "auto" ? parse_decode_kernel(name) : DecodeKernel::attend;
+}
 
 void check(const GenerateFlags& flags) {
   if (flags.options.max_new_tokens < 1) {
@@ -96,7 +106,7 @@ struct Outcome {
   GenerateResult result;
 };
 
-Outcome produce(const GenerateFlags& flags, const DecoderModel& model, const Tokenizer& tokenizer,
+Outcome produce(const GenerateFlags& flags, DecodeSession& session, const Tokenizer& tokenizer,
                 const std::vector<int64_t>& prompt, const GenerateOptions& options) {
   Outcome outcome;
   TextStream stream(tokenizer, prompt);
@@ -105,7 +115,7 @@ Outcome produce(const GenerateFlags& flags, const DecoderModel& model, const Tok
     outcome.text += piece;
     if (!json_output()) print(piece);
   };
-  outcome.result = generate(model, prompt, options, [&](int64_t id) {
+  outcome.result = generate(session, prompt, options, [&](int64_t id) {
     if (stops.contains(id)) return false;
     emit(stream.add(id));
     return !interrupt_requested();
@@ -120,9 +130,70 @@ Outcome produce(const GenerateFlags& flags, const DecoderModel& model, const Tok
 
 double rate(size_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 
+struct Summary {
+  const GenerateFlags& flags;
+  const std::string& prompt;
+  size_t prompt_tokens;
+  const Outcome& outcome;
+  const DecodeSession& session;
+};
+
+/// "int8 cache of 1.2 MB (96 bytes per token)"
+std::string cache_text(const Summary& s, int64_t bytes) {
+  const bool packed = s.flags.kv_bits != "16";
+  const std::string type = packed ? name_of(parse_cache_format(s.flags.kv_bits)) : s.flags.dtype;
+  return fmt::format("{} cache {} ({} bytes per token{})", type, human_bytes(static_cast<uint64_t>(bytes)),
+                     s.session.kv_bytes_per_token(),
+                     s.session.emulates_cache() ? "; packed so it would be, here it is emulated" : "");
+}
+
+void report(const Summary& s) {
+  const GenerateResult& result = s.outcome.result;
+  // The first new token comes out of the prompt's pass.
+  const size_t decoded = result.ids.empty() ? 0 : result.ids.size() - 1;
+  const int64_t bytes = s.session.kv_bytes(static_cast<int64_t>(s.prompt_tokens + decoded));
+  const bool graphs = s.session.uses_graph();
+  if (json_output()) {
+    print_json({{"prompt", s.prompt},
+                {"text", s.outcome.text},
+                {"ids", result.ids},
+                {"prompt_tokens", s.prompt_tokens},
+                {"new_tokens", result.ids.size()},
+                {"prefill_tokens_per_second", rate(s.prompt_tokens, result.prefill_seconds)},
+                {"tokens_per_second", rate(decoded, result.decode_seconds)},
+                {"decode_kernel", s.session.kernel_name()},
+                {"decode_kernels", s.session.explain()},
+                {"cuda_graphs", graphs},
+                {"kv_bits", s.flags.kv_bits},
+                {"kv_emulated", s.session.emulates_cache()},
+                {"kv_bytes_per_token", s.session.kv_bytes_per_token()},
+                {"kv_bytes", bytes}});
+    return;
+  }
+  log_info(fmt::format("{} prompt tokens at {:.0f} tokens/s, {} new tokens at {:.1f} tokens/s by {}{}; {}",
+                       s.prompt_tokens, rate(s.prompt_tokens, result.prefill_seconds), result.ids.size(),
+                       rate(decoded, result.decode_seconds), s.session.kernel_name(), graphs ? " in a CUDA graph" : "",
+                       cache_text(s, bytes)));
+}
+
+/// What each layer runs; on a GPU without being asked where that is not a decode kernel.
+void explain(const DecodeSession& session, c10::Device device) {
+  const auto& choices = session.choices();
+  const bool without = std::any_of(choices.begin(), choices.end(),
+                                   [](const DecodeChoice& choice) { return choice.kernel == DecodeKernel::attend; });
+  for (const std::string& line : session.explain()) {
+    if (device.is_cuda() && without) {
+      log_info("decode: " + line);
+    } else {
+      log_detail("decode: " + line);
+    }
+  }
+}
+
 void run(const GenerateFlags& flags) {
   check(flags);
-  force_attention_kernel(flags.kernel);
+  const DecodeKernel kernel = choose_kernel(flags.kernel);
+  const CacheFormat format = parse_cache_format(flags.kv_bits);
   const c10::ScalarType dtype = compute_dtype(flags.dtype);
   const c10::Device device = open_device(flags.device);
   const auto source = open_model(flags.model, "MODEL");
@@ -138,29 +209,17 @@ void run(const GenerateFlags& flags) {
     throw UsageError("the prompt is empty and this tokenizer adds no begin-of-text token", "give --prompt TEXT");
 
   const DecoderModel model(source, dtype, device);
+  DecodeSession session(model,
+                        {.max_tokens = static_cast<int64_t>(ids.size()) + flags.options.max_new_tokens,
+                         .cache_format = format,
+                         .kernel = kernel,
+                         .graphs = !flags.no_graphs},
+                        device.is_cuda() ? plugin_decode_functions() : nullptr);
+  explain(session, device);
   GenerateOptions options = flags.options;
   options.stop_ids = stop_ids(*source, *tokenizer);
-  const Outcome outcome = produce(flags, model, *tokenizer, ids, options);
-  const GenerateResult& result = outcome.result;
-  const size_t decoded =
-      result.ids.empty() ? 0 : result.ids.size() - 1;  // the first new token comes out of the prompt's pass
-  const int64_t cached = result.kv_bytes_per_token * static_cast<int64_t>(ids.size() + decoded);
-  if (json_output()) {
-    print_json({{"prompt", prompt},
-                {"text", outcome.text},
-                {"ids", result.ids},
-                {"prompt_tokens", ids.size()},
-                {"new_tokens", result.ids.size()},
-                {"prefill_tokens_per_second", rate(ids.size(), result.prefill_seconds)},
-                {"tokens_per_second", rate(decoded, result.decode_seconds)},
-                {"kv_bytes_per_token", result.kv_bytes_per_token},
-                {"kv_bytes", cached}});
-  } else {
-    log_info(fmt::format(
-        "{} prompt tokens at {:.0f} tokens/s, {} new tokens at {:.1f} tokens/s; cache {} ({} bytes per token in {})",
-        ids.size(), rate(ids.size(), result.prefill_seconds), result.ids.size(), rate(decoded, result.decode_seconds),
-        human_bytes(static_cast<uint64_t>(cached)), result.kv_bytes_per_token, flags.dtype));
-  }
+  const Outcome outcome = produce(flags, session, *tokenizer, ids, options);
+  report({flags, prompt, ids.size(), outcome, session});
 }
 
 void add_options(CLI::App& command, GenerateFlags& flags) {
@@ -182,7 +241,13 @@ void add_options(CLI::App& command, GenerateFlags& flags) {
       ->capture_default_str()
       ->type_name("f32|bf16|f16|f64");
   command.add_option("--device", flags.device, "cpu or cuda[:i]")->capture_default_str()->type_name("DEVICE");
-  add_kernel_option(command, flags.kernel);
+  add_kernel_option(command, flags.kernel, kDecodeKernels);
+  command
+      .add_option("--kv-bits", flags.kv_bits,
+                  "Cache of latent layers: 16 bits, or packed with scales (emulated where no decode kernel runs)")
+      ->capture_default_str()
+      ->type_name("16|8|fp8|4");
+  command.add_flag("--no-graphs", flags.no_graphs, "On CUDA: launch every kernel of a step by itself");
 }
 
 }  // namespace

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "attention/kernels/cuda/latent_sm90.h"
-#include "attention/kernels/cuda/latent_sm90_merge.h"
 #include "attention/kernels/decode/combine.h"
 #include "attention/kernels/decode/plan_block.h"
 #include "tests/attention/decode_cases.h"
@@ -25,8 +24,8 @@ using sm90::Emulator;
 /// things happen; odd: wgmma reads late.
 class EmulatedRun {
  public:
-  EmulatedRun(DecodeArrays& arrays, int parts, uint64_t pace, int tile_tokens, bool own_merge)
-      : pace_(pace), tile_tokens_(tile_tokens), own_merge_(own_merge) {
+  EmulatedRun(DecodeArrays& arrays, int parts, uint64_t pace, int tile_tokens)
+      : pace_(pace), tile_tokens_(tile_tokens) {
     std::array<char, 256> error{};
     const Multiprocessor processor{parts * sm90::divided_up(arrays.step.n_heads, kSm90Heads), 233472, 232448};
     if (!choose_sm90_tiling(arrays.step, processor, job_.tiling, error.data(), error.size())) failure_ = error.data();
@@ -59,33 +58,27 @@ class EmulatedRun {
     const int rank = job_.step.kv_lora_rank;
     sm90::with_variant(rank, rank + job_.step.qk_rope_head_dim, tile_tokens_,
                        [&](auto variant) { stream<T>(variant); });
-    if (own_merge_) {
-      sm90::with_sharers(job_, [&](auto sharers) { merge<T, decltype(sharers)::value>(); });
-    } else {
-      combine<T>();
-    }
+    if (failure_.empty()) combine<T>();
   }
 
+  /// Of two thread blocks, so that each has several pieces of work.
   template <class T>
   void combine() {
     const Tiling& t = job_.tiling;
-    for (int block = 0; block < t.parts && failure_.empty(); ++block) {
-      const emulator::Block threads{32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), false};
+    const emulator::Block threads{32 * t.warps * t.row_groups, static_cast<size_t>(t.shared_bytes), pace_ % 2 != 0};
+    for (const int block : {0, 1}) {
       emulator::run(threads, [&](int thread) {
-        const Combine<T> work(job_, block, t.parts, thread);
-        work.prefetch();
-        work.run();
+        Combine<T> work(job_, block, 2, thread);
+        work.prefetch_share();
+        work.merge();
       });
     }
-  }
-
-  template <class T, int kSharers>
-  void merge() {
-    for (int x = 0; x < sm90::merge_blocks(job_, kSharers) && failure_.empty(); ++x) {
-      EmulatedBlock block({x, 0}, sm90::kMergeThreads, sm90::kMergeShared, pace_);
-      failure_ = block.run([&](Emulator& machine) {
-        sm90::LatentMerge<Emulator, T, kSharers> work(machine, job_);
-        work.run();
+    for (const int block : {0, 1}) {
+      if (job_.step.v_head_dim == 0) break;
+      emulator::run(threads, [&](int thread) {
+        const Combine<T> work(job_, block, 2, thread);
+        work.prefetch_map();
+        work.map();
       });
     }
   }
@@ -119,7 +112,6 @@ class EmulatedRun {
 
   const uint64_t pace_;
   const int tile_tokens_;
-  const bool own_merge_;
   DecodeJob job_{};
   std::vector<int32_t> plan_;
   std::vector<uint64_t> scratch_;
@@ -144,8 +136,7 @@ DecodeCase case_of(const Shape& shape) {
 void expect_right(const DecodeCase& c, int parts, uint64_t pace, int tile_tokens = 0) {
   SCOPED_TRACE(name_of(c) + ", parts " + std::to_string(parts) + ", pace " + std::to_string(pace));
   DecodeArrays arrays = CaseBuilder(c, static_cast<uint32_t>(pace)).build();
-  const bool own_merge = c.v_head_dim == 0 && pace % 4 > 1;  // both kinds of combine
-  ASSERT_EQ(EmulatedRun(arrays, parts, pace, tile_tokens, own_merge).run(), "");
+  ASSERT_EQ(EmulatedRun(arrays, parts, pace, tile_tokens).run(), "");
   const DecodeErrors errors = compare(arrays, reference_decode(arrays.step));
   EXPECT_TRUE(errors.good()) << errors.text();
 }
@@ -218,7 +209,7 @@ TEST(LatentDecodeSm90, ResultsDoNotDependOnTheOrder) {
     std::vector<uint16_t> outs[2];
     for (const uint64_t pace : {uint64_t{3}, uint64_t{4}}) {
       DecodeArrays arrays = CaseBuilder(case_of({rank, 16, 4, {200, 65}}), 1).build();
-      ASSERT_EQ(EmulatedRun(arrays, 2, pace, 0, true).run(), "");
+      ASSERT_EQ(EmulatedRun(arrays, 2, pace, 0).run(), "");
       outs[pace - 3] = arrays.out;
     }
     EXPECT_EQ(outs[0], outs[1]);

@@ -48,7 +48,6 @@ class Emulator {
   template <int kCount>
   void take_registers() {}
 
-  void await_dependencies() {}
   void launch_dependents() {}
 
   void barrier_init(uint32_t barrier, int arrivals);
@@ -92,8 +91,6 @@ class Emulator {
     to[0] = T::from_float(a), to[1] = T::from_float(b);
   }
   static void store_pair(float* to, float a, float b) { to[0] = a, to[1] = b; }
-
-  static void load_four(const float* from, float (&to)[4]) { std::memcpy(to, from, 16); }
 
   int from_lane(int v, int lane);
   float from_lane(float v, int lane) {

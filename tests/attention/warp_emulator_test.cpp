@@ -106,7 +106,7 @@ TEST_F(WarpEmulator, NamesFaults) {
                      if (lane > 3) shuffle_xor(1, 1);
                    }),
                std::runtime_error);
-  EXPECT_THROW(run(32, [](int lane) { lane == 7 ? void(any(true)) : void(shuffle(1, 0)); }), std::runtime_error);
+  EXPECT_THROW(run(32, [](int lane) { lane == 7 ? void(any(true)) : void(shuffle_xor(1, 1)); }), std::runtime_error);
   EXPECT_THROW(run(64, [](int thread) { sync_some(1, thread < 32 ? 64 : 32); }), std::runtime_error);
   EXPECT_THROW(run(31, [](int) {}), std::runtime_error);
   EXPECT_NO_THROW(run(32, [](int) { sync_block(); }));  // and it works again afterwards

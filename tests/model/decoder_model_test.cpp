@@ -50,7 +50,7 @@ TEST_P(CachedForward, GreedyGenerationEqualsFullForwards) {
   }
   int64_t bytes = 0;
   for (const AttentionSpec& spec : model.config().layers) bytes += spec.kv_elements() * 8;
-  EXPECT_EQ(result.kv_bytes_per_token, bytes);
+  EXPECT_EQ(DecodeSession(model, {.max_tokens = 8}, nullptr).kv_bytes_per_token(), bytes);
 }
 
 std::string test_name(const testing::TestParamInfo<GoldenCase>& info) {

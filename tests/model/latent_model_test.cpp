@@ -108,7 +108,7 @@ TEST_P(LatentFamily, CachedForwardAndGenerationEqualFullForwards) {
   all.insert(all.end(), result.ids.begin(), result.ids.end());
   const at::Tensor next = model.forward(at::tensor(all).unsqueeze(0)).argmax(-1)[0];
   for (int64_t i = 0; i < 8; ++i) EXPECT_EQ(result.ids[static_cast<size_t>(i)], next[8 + i].item<int64_t>());
-  EXPECT_EQ(result.kv_bytes_per_token, 8 * model.config().kv_elements());
+  EXPECT_EQ(DecodeSession(model, {.max_tokens = 8}, nullptr).kv_bytes_per_token(), 8 * model.config().kv_elements());
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, LatentFamily, testing::ValuesIn(grouped_golden_families()),

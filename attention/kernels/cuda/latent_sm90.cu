@@ -4,10 +4,7 @@
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 #include "attention/kernels/cuda/latent_sm90_block.h"
-#include "attention/kernels/cuda/latent_sm90_merge.h"
 #include "attention/kernels/cuda/sm90_machine.h"
 #include "attention/kernels/decode/combine.h"
 
@@ -28,26 +25,29 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
 #endif  // elsewhere sm90_missing refuses
 }
 
-// Both are launched while latent_kernel still runs (programmatic dependent launch) and take the places that it leaves.
-// The plan is there by then, results are there after griddepcontrol.wait.
+// Each is launched while the kernel before it still runs (programmatic dependent launch) and takes the places that it
+// leaves. The plan is there by then, what that kernel writes is there after griddepcontrol.wait.
+
+constexpr int kCombineRegisters = 128;  // of up to kMaxThreads threads
 
 template <class T>
-__global__ void combine_kernel(const __grid_constant__ DecodeJob job) {
+__global__ void __maxnreg__(kCombineRegisters) merge_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
-                           static_cast<int>(threadIdx.x));
-  combine.prefetch();
+  Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(threadIdx.x));
+  combine.prefetch_share();
   sm90::Gpu::await_dependencies();
-  combine.run();
+  combine.merge();
 #endif
 }
 
-template <class T, int kSharers>
-__global__ void __launch_bounds__(sm90::kMergeThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
+template <class T>
+__global__ void __maxnreg__(kCombineRegisters) map_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  sm90::Gpu gpu;
-  sm90::LatentMerge<sm90::Gpu, T, kSharers> merge(gpu, job);
-  merge.run();
+  const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
+                           static_cast<int>(threadIdx.x));
+  combine.prefetch_map();
+  sm90::Gpu::await_dependencies();
+  combine.map();
 #endif
 }
 
@@ -122,19 +122,21 @@ cudaError_t launch_stream(const DecodeJob& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-/// A kernel that waits by itself for the one ahead of it on the stream.
-cudaError_t launch_dependent(void (*kernel)(DecodeJob), int64_t blocks, int threads, size_t shared_bytes,
+/// A kernel of at most `works` thread blocks that waits by itself for the one ahead of it on the stream; `follows` says
+/// that this is a kernel of the same step.
+cudaError_t launch_dependent(void (*kernel)(DecodeJob), int64_t works, int shared_bytes, bool follows,
                              const DecodeJob& job, cudaStream_t stream) {
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (status != cudaSuccess) return status;
+  const Tiling& t = job.tiling;
+  const int64_t most = int64_t{8} * t.parts;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = (job.phases & kStream) != 0 ? 1 : 0;
+  attribute.val.programmaticStreamSerializationAllowed = follows ? 1 : 0;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
+  config.gridDim = dim3(static_cast<unsigned>(works < most ? works : most));
+  config.blockDim = dim3(static_cast<unsigned>(32 * t.warps * t.row_groups));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
@@ -142,37 +144,23 @@ cudaError_t launch_dependent(void (*kernel)(DecodeJob), int64_t blocks, int thre
 }
 
 template <class T>
-cudaError_t launch_combine(const DecodeJob& job, bool own_merge, cudaStream_t stream) {
-  const Tiling& t = job.tiling;
-  const bool mapped = job.step.v_head_dim > 0;
-  if (own_merge && !mapped) {
-    return sm90::with_sharers(job, [&](auto sharers) {
-      constexpr int kSharers = decltype(sharers)::value;
-      return launch_dependent(&merge_kernel<T, kSharers>, sm90::merge_blocks(job, kSharers), sm90::kMergeThreads,
-                              kSharers > 1 ? sm90::kMergeShared : 0, job, stream);
-    });
-  }
-  const int warps = t.warps * t.row_groups, columns = divided_up(t.value_columns, 128);
-  const int64_t merging = (int64_t{job.step.batch} * job.step.n_heads * columns + warps - 1) / warps;
-  const int64_t most = int64_t{8} * t.parts;
-  return launch_dependent(&combine_kernel<T>,
-                          mapped           ? t.parts
-                          : merging < most ? merging
-                                           : most,
-                          32 * warps, mapped ? static_cast<size_t>(t.shared_bytes) : 0, job, stream);
-}
-
-template <class T>
 cudaError_t launch(const DecodeJob& job, const Sm90Options& options, cudaStream_t stream) {
+  const CinchDecodeStep& step = job.step;
+  const Tiling& t = job.tiling;
+  const bool streams = (job.phases & kStream) != 0, merges = (job.phases & kMerge) != 0;
   cudaError_t status = cudaSuccess;
-  if ((job.phases & kStream) != 0) {
-    const int rank = job.step.kv_lora_rank;
-    status = sm90::with_variant(rank, rank + job.step.qk_rope_head_dim, options.tile_tokens,
+  if (streams) {
+    const int rank = step.kv_lora_rank;
+    status = sm90::with_variant(rank, rank + step.qk_rope_head_dim, options.tile_tokens,
                                 [&](auto variant) { return launch_stream<T, decltype(variant)>(job, stream); });
   }
-  if (status == cudaSuccess && (job.phases & kCombine) != 0) {
-    status = launch_combine<T>(job, options.own_merge, stream);
+  if (status == cudaSuccess && merges) {
+    const int64_t works = int64_t{step.batch} * merge_chunks(step, t);
+    const int shared_bytes = t.merge_groups > 1 ? kMergeBytes * 32 * t.warps * t.row_groups : 0;
+    status = launch_dependent(&merge_kernel<T>, works, shared_bytes, streams, job, stream);
   }
+  if (status == cudaSuccess && (job.phases & kMap) != 0 && step.v_head_dim > 0)
+    status = launch_dependent(&map_kernel<T>, map_pieces(step, t), t.shared_bytes, streams || merges, job, stream);
   return status;
 }
 

@@ -155,11 +155,6 @@ class Gpu {
     v[0] = __uint_as_float(chunk.x), v[1] = __uint_as_float(chunk.y);
     v[2] = __uint_as_float(chunk.z), v[3] = __uint_as_float(chunk.w);
   }
-  /// From a multiple of 16 bytes.
-  __device__ __forceinline__ static void load_four(const float* from, float (&to)[4]) {
-    const float4 v = *reinterpret_cast<const float4*>(from);
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-  }
   template <class T>
   __device__ __forceinline__ static void store_pair(uint16_t* to, float a, float b) {
     *reinterpret_cast<uint32_t*>(to) = pack<T>(a, b);

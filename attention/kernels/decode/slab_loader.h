@@ -51,53 +51,46 @@ class BlockWalk {
 template <bool kGrouped>
 class SlabLoader {
  public:
-  CINCH_DEVICE SlabLoader(const DecodeJob& job, int cache_head, PlanPoint begin, PlanPoint end, int thread)
-      : step_(job.step),
-        tiling_(job.tiling),
-        walk_(begin, end, job.step.lengths, job.step.window),
-        cache_head_(cache_head),
-        thread_(thread) {
+  CINCH_DEVICE SlabLoader(const DecodeJob& job, int cache_head, const BlockWalk& walk, int thread)
+      : step_(job.step), tiling_(job.tiling), walk_(walk), cache_head_(cache_head), thread_(thread) {
     if (walk_.valid()) open_block(page_of(walk_.block()));
   }
 
   /// Starts the copies of the next `count` slabs into the ring from slot `slot` on; zeros for tokens that are not seen.
   /// One group of copies per slab, an empty one after the last slab of the part.
   CINCH_DEVICE void load(int count, Shared ring, int slot) {
-    for (int i = 0; i < count; ++i) {
-      if (walk_.valid()) {
-        load_slab(ring + static_cast<Shared>(slot * tiling_.slab_bytes));
-        advance();
-      }
-      copy_commit();
-      if (++slot == tiling_.slabs) slot = 0;
-    }
+    const int thread = recomputed(thread_);
+    // Constant distances between a thread's pieces for the usual numbers of threads.
+    if (row_threads() == 8) return load_by<8>(count, ring, slot, thread);
+    load_by<0>(count, ring, slot, thread);
   }
 
  private:
   CINCH_DEVICE bool grouped() const { return kGrouped && step_.kind == CINCH_DECODE_GROUPED; }
   CINCH_DEVICE int page_of(int block) const {
-    if (step_.block_table == nullptr || block >= walk_.stop()) return 0;
+    if (step_.block_table == nullptr) return 0;
     return step_.block_table[walk_.sequence() * step_.block_table_stride + block];
   }
   /// This thread's token of the block's first slab; the next block's page is read a block ahead, as its use would wait.
   CINCH_DEVICE void open_block(int page) {
+    token_ = walk_.block() * kBlockTokens + row(thread_);
     keys_ = token_data(step_.keys, page);
     if (grouped()) values_ = token_data(step_.values, page);
-    next_page_ = page_of(walk_.block() + 1);
+    next_page_ = walk_.block() + 1 < walk_.stop() ? page_of(walk_.block() + 1) : 0;
   }
   CINCH_DEVICE const char* token_data(const CinchDecodeCache& cache, int page) const {
     const bool paged = step_.block_table != nullptr;
     int64_t at = cache_head_ * cache.head_stride + (paged ? page : walk_.sequence()) * cache.page_stride;
-    at += (row() + (paged ? 0 : walk_.block() * kBlockTokens)) * cache.token_stride;
-    return static_cast<const char*>(cache.data) + at * 2;
+    at += (paged ? row(thread_) : token_) * cache.token_stride;
+    return static_cast<const char*>(cache.data) + at * 2 + piece(thread_) * 16;
   }
   CINCH_DEVICE void advance() {
-    if (++slab_ < kBlockSlabs) {
+    if (token_ % kBlockTokens < kBlockTokens - kSlab) {
+      token_ += kSlab;
       keys_ += step_.keys.token_stride * (2 * kSlab);
       if (grouped()) values_ += step_.values.token_stride * (2 * kSlab);
       return;
     }
-    slab_ = 0;
     const int sequence = walk_.sequence();
     walk_.next();
     if (walk_.valid()) open_block(walk_.sequence() == sequence ? next_page_ : page_of(walk_.block()));
@@ -105,37 +98,63 @@ class SlabLoader {
 
   // A sixteenth of the threads copies one token's row, neighbours neighbouring pieces of 16 bytes.
   CINCH_DEVICE int row_threads() const { return 2 * tiling_.warps * tiling_.row_groups; }
-  CINCH_DEVICE int row() const { return thread_ >> (1 + tiling_.warp_bits + tiling_.row_groups / 2); }
-  CINCH_DEVICE void load_slab(Shared slab) const {
-    const int token = walk_.block() * kBlockTokens + slab_ * kSlab + row();
-    const bool valid = token >= walk_.first() && token < walk_.length();
-    const Shared keys = slab + static_cast<Shared>(row() * tiling_.key_pitch);
-    copy_row(keys, keys_, tiling_.key_columns / 8, valid);
-    if (tiling_.scale_columns > 0) {
-      copy_row(keys + static_cast<Shared>(tiling_.scale_offset), keys_ + tiling_.key_columns * 2,
-               (tiling_.scale_columns + 7) / 8, valid);
-    }
-    if (grouped()) {
-      copy_row(slab + static_cast<Shared>(tiling_.value_offset + row() * tiling_.value_pitch), values_,
-               tiling_.value_columns / 8, valid);
+  CINCH_DEVICE int row(int thread) const { return thread >> (1 + tiling_.warp_bits + tiling_.row_groups / 2); }
+  CINCH_DEVICE int piece(int thread) const { return thread & (row_threads() - 1); }
+
+  /// kThreads = row_threads(), or 0.
+  template <int kThreads>
+  CINCH_DEVICE void load_by(int count, Shared ring, int slot, int thread) {
+    const Shared end = ring + static_cast<Shared>(tiling_.slabs * tiling_.slab_bytes);
+    Shared slab = ring + static_cast<Shared>(slot * tiling_.slab_bytes);
+    const int first = piece(thread);
+    const auto keys = static_cast<Shared>(row(thread) * tiling_.key_pitch + first * 16);
+    const auto values = static_cast<Shared>(tiling_.value_offset + row(thread) * tiling_.value_pitch + first * 16);
+    CINCH_UNROLL_BY_1
+    for (int i = 0; i < count; ++i) {
+      if (walk_.valid()) {
+        const bool valid = token_ >= walk_.first() && token_ < walk_.length();
+        copy_row<kThreads>(slab + keys, keys_, tiling_.key_columns / 8 - first, valid);
+        if (tiling_.scale_columns > 0) {
+          copy_row<kThreads>(slab + keys + static_cast<Shared>(tiling_.scale_offset), keys_ + tiling_.key_columns * 2,
+                             (tiling_.scale_columns + 7) / 8 - first, valid);
+        }
+        if (grouped()) copy_row<kThreads>(slab + values, values_, tiling_.value_columns / 8 - first, valid);
+        advance();
+      }
+      copy_commit();
+      slab += static_cast<Shared>(tiling_.slab_bytes);
+      if (slab == end) slab = ring;
     }
   }
-  CINCH_DEVICE void copy_row(Shared to, const char* from, int pieces, bool valid) const {
-    const int first = thread_ & (row_threads() - 1), step = 16 * row_threads();
-    to += static_cast<Shared>(16 * first);
-    from += 16 * first;
-    for (int left = 16 * (pieces - first); left > 0; left -= step) {
-      copy_async(to, from, valid);
-      to += static_cast<Shared>(step);
-      from += step;
+  /// left: pieces of the row from this thread's first one on.
+  template <int kThreads>
+  CINCH_DEVICE void copy_row(Shared to, const char* from, int left, bool valid) const {
+    if constexpr (kThreads > 0) {
+      CINCH_UNROLL_BY_1
+      for (; left > 3 * kThreads; left -= 4 * kThreads) {
+        CINCH_UNROLL
+        for (int i = 0; i < 4; ++i) copy_async(to + 16 * kThreads * i, from + 16 * kThreads * i, valid);
+        to += 64 * kThreads;
+        from += 64 * kThreads;
+      }
+      CINCH_UNROLL
+      for (int i = 0; i < 3; ++i)
+        if (left > i * kThreads) copy_async(to + 16 * kThreads * i, from + 16 * kThreads * i, valid);
+    } else {
+      CINCH_UNROLL_BY_1
+      for (const int threads = row_threads(); left > 0; left -= threads) {
+        copy_async(to, from, valid);
+        to += static_cast<Shared>(16 * threads);
+        from += 16 * threads;
+      }
     }
   }
 
   const CinchDecodeStep& step_;
   const Tiling& tiling_;
   BlockWalk walk_;
-  int cache_head_, thread_, slab_ = 0, next_page_ = 0;
-  const char* keys_ = nullptr;  // of this thread's token in the next slab
+  int cache_head_, thread_, token_ = 0, next_page_ = 0;
+  const char* keys_ = nullptr;  // of this thread's first piece of its token in the next slab
   const char* values_ = nullptr;
 };
 

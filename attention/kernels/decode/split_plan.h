@@ -59,7 +59,8 @@ struct SplitPlan {
   }
 };
 
-/// Where part `part` begins; `part` = parts gives the end of the last one. Needs plan.costs.
+/// Where part `part` begins: a block with visible tokens, or the end of the batch; `part` = parts gives the end of the
+/// last one. Needs plan.costs.
 CINCH_HOST_DEVICE PlanPoint plan_point(const SplitPlan& plan, const int32_t* lengths, int window, int part) {
   const int32_t total = plan.costs[plan.batch];
   // Parts beyond one per block stay empty, at the end: an empty one inside a sequence would leave a hole in its shares.

@@ -23,6 +23,13 @@ using Shared = uint32_t;
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+
+CINCH_HOST_DEVICE bool is_aligned(const void* address, uint32_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
 
 #if defined(__CUDACC__)
 
@@ -44,13 +51,15 @@ CINCH_DEVICE void load_matrices_transposed(uint32_t (&to)[4], Shared row) {
                : "memory");
 }
 CINCH_DEVICE void multiply_add(Bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 CINCH_DEVICE void multiply_add(Fp16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -66,7 +75,6 @@ CINCH_DEVICE uint32_t pack(Fp16, float low, float high) {
   return packed;
 }
 CINCH_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-CINCH_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 CINCH_DEVICE bool any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
 /// 16 bytes from global to shared memory in the background; zeros, and no access to `from`, unless `valid`.
@@ -100,6 +108,11 @@ CINCH_DEVICE uint16_t shared_half(Shared from) {
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
   return value;
 }
+CINCH_DEVICE Words2 shared_words2(Shared from) {
+  Words2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+  return v;
+}
 CINCH_DEVICE Words4 shared_words4(Shared from) {
   Words4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -111,6 +124,9 @@ CINCH_DEVICE Words4 shared_words4(Shared from) {
 CINCH_DEVICE void shared_store(Shared to, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
 }
+CINCH_DEVICE void shared_store(Shared to, uint16_t value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(value) : "memory");
+}
 CINCH_DEVICE void shared_store(Shared to, uint32_t value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
@@ -118,9 +134,31 @@ CINCH_DEVICE void shared_store(Shared to, Words4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+/// Several numbers in one access, which needs a multiple of sizeof(V).
+template <class V>
+CINCH_DEVICE V global_load(const void* from) {
+  return *static_cast<const V*>(from);
+}
+template <class V>
+CINCH_DEVICE void global_store(void* to, V value) {
+  *static_cast<V*>(to) = value;
+}
+
 /// Of data that other thread blocks of the same launch have written: not through L1, which is not coherent.
 CINCH_DEVICE float fresh_float(const float* from) { return __ldcg(from); }
-CINCH_DEVICE uint16_t fresh_half(const uint16_t* from) { return __ldcg(from); }
+CINCH_DEVICE void fresh_floats(const float* from, float (&to)[4]) {
+  const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
+  to[0] = v.x;
+  to[1] = v.y;
+  to[2] = v.z;
+  to[3] = v.w;
+}
+
+/// The same number, which the compiler cannot keep what it computes of in registers over a loop.
+CINCH_DEVICE int recomputed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 CINCH_DEVICE float exp2_fast(float x) {
   float y;
@@ -142,7 +180,6 @@ uint32_t pack(T, float low, float high) {
   return T::from_float(low) | static_cast<uint32_t>(T::from_float(high)) << 16;
 }
 inline float shuffle_xor(float value, int mask) { return emulator::shuffle(value, emulator::lane() ^ mask); }
-inline float shuffle(float value, int from) { return emulator::shuffle(value, from); }
 inline bool any(bool value) { return emulator::any(value); }
 inline void copy_async(Shared to, const void* from, bool valid) { emulator::copy_async(to, from, valid); }
 inline void copy_commit() { emulator::copy_commit(); }
@@ -155,49 +192,42 @@ inline void sync_some(int id, int threads) { emulator::sync(id, threads); }
 inline float shared_float(Shared from) { return emulator::shared<float>(from); }
 inline uint32_t shared_word(Shared from) { return emulator::shared<uint32_t>(from); }
 inline uint16_t shared_half(Shared from) { return emulator::shared<uint16_t>(from); }
+inline Words2 shared_words2(Shared from) { return emulator::shared<Words2>(from); }
 inline Words4 shared_words4(Shared from) { return emulator::shared<Words4>(from); }
 template <class V>
 void shared_store(Shared to, V value) {
   emulator::shared<V>(to) = value;
 }
 inline float fresh_float(const float* from) { return *from; }
-inline uint16_t fresh_half(const uint16_t* from) { return *from; }
+template <class V>
+V global_load(const void* from) {
+  V value;
+  memcpy(&value, emulator::checked(from, sizeof value), sizeof value);
+  return value;
+}
+template <class V>
+void global_store(void* to, V value) {
+  emulator::checked(to, sizeof value);
+  memcpy(to, &value, sizeof value);
+}
+inline void fresh_floats(const float* from, float (&to)[4]) { memcpy(to, from, sizeof to); }
+inline int recomputed(int value) { return value; }
 inline float exp2_fast(float x) { return exp2f(x); }
 
 #endif
 
-/// Waits until at most `pending` of this thread's latest groups of copies are under way; the instruction wants a
-/// constant. pending <= 12.
+/// Waits until at most `pending` of this thread's latest groups of copies are under way, or a few less: the instruction
+/// wants a constant. kMaxPending is the largest that makes a difference.
 constexpr int kMaxPending = 12;
 CINCH_DEVICE void copy_wait(int pending) {
-  switch (pending) {
-    case 0:
-      return copy_wait_for<0>();
-    case 1:
-      return copy_wait_for<1>();
-    case 2:
-      return copy_wait_for<2>();
-    case 3:
-      return copy_wait_for<3>();
-    case 4:
-      return copy_wait_for<4>();
-    case 5:
-      return copy_wait_for<5>();
-    case 6:
-      return copy_wait_for<6>();
-    case 7:
-      return copy_wait_for<7>();
-    case 8:
-      return copy_wait_for<8>();
-    case 9:
-      return copy_wait_for<9>();
-    case 10:
-      return copy_wait_for<10>();
-    case 11:
-      return copy_wait_for<11>();
-    default:
-      return copy_wait_for<kMaxPending>();
-  }
+  if (pending >= kMaxPending) return copy_wait_for<kMaxPending>();
+  if (pending >= 8) return copy_wait_for<8>();
+  if (pending >= 6) return copy_wait_for<6>();
+  if (pending >= 4) return copy_wait_for<4>();
+  if (pending == 3) return copy_wait_for<3>();
+  if (pending == 2) return copy_wait_for<2>();
+  if (pending == 1) return copy_wait_for<1>();
+  copy_wait_for<0>();
 }
 
 }  // namespace cinch::decode

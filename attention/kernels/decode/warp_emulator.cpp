@@ -211,6 +211,11 @@ int lane() { return static_cast<int>(machine->thread() % kLanes); }
 int threads() { return machine->threads(); }
 void sync(int id, int threads) { machine->sync(id, threads); }
 
+const void* checked(const void* address, size_t size) {
+  if (reinterpret_cast<uintptr_t>(address) % size != 0) throw std::runtime_error("misaligned address");
+  return address;
+}
+
 void* shared_bytes(uint32_t address, size_t size) {
   std::vector<uint8_t>& memory = machine->memory();
   if (address % size != 0) throw std::runtime_error("misaligned shared address " + std::to_string(address));

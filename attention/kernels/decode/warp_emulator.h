@@ -30,6 +30,8 @@ void copy_async(uint32_t to, const void* from, bool valid);
 void copy_commit();
 void copy_wait(int pending);
 void sync(int id, int threads);
+/// An address in global memory that must be a multiple of `size`.
+const void* checked(const void* address, size_t size);
 /// Checked address in shared memory.
 void* shared_bytes(uint32_t address, size_t size);
 template <class V>

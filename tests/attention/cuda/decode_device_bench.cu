@@ -3,7 +3,8 @@
 // apart). Bytes are what must be read and written once: visible cache rows, queries, results, value maps. Shares are of
 // what a plain copy reaches in the same run, read and written bytes together.
 //   --bench            the cases of docs/kernels.md, Targets
-//   --bench grouped|latent|small|plan|tune ...    some of them; tune tries other tilings
+//   --bench grouped|latent|small|plan|latency|tune ...    some of them; latency takes short steps apart, tune tries
+//                                                       other tilings
 //   --bench ... [--json FILE --commit COMMIT]    also writes a line per time (bench/results/README.md)
 #include <algorithm>
 #include <cmath>
@@ -14,12 +15,12 @@
 #include "attention/kernels/decode/reference.h"
 #include "tests/attention/cuda/bench_lines.h"
 #include "tests/attention/cuda/device_program.h"
+#include "tests/attention/cuda/median_time.h"
 
 namespace cinch::decode {
 namespace {
 
 constexpr uint64_t kPool = uint64_t{20} << 30;  // random 16-bit numbers that all inputs are parts of
-constexpr int kReplays = 11;
 
 __global__ void fill_kernel(uint32_t* words, uint64_t count) {
   for (uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; i < count; i += uint64_t{gridDim.x} * blockDim.x) {
@@ -42,39 +43,6 @@ __global__ void read_kernel(const uint4* __restrict__ from, uint32_t* __restrict
     sum += v.x ^ v.y ^ v.z ^ v.w;
   }
   if (sum == 0x12345678u) *to = sum;
-}
-
-/// Microseconds of one of `count` launches that `enqueue(stream, i)` makes, i < count: median over graph replays.
-template <class Enqueue>
-double median_us(int count, Enqueue enqueue) {
-  cudaStream_t stream;
-  CINCH_CHECK(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  CINCH_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < count; ++i) enqueue(stream, i);
-  CINCH_CHECK(cudaStreamEndCapture(stream, &graph));
-  cudaGraphExec_t replay;
-  CINCH_CHECK(cudaGraphInstantiate(&replay, graph, 0));
-  cudaEvent_t begin, end;
-  CINCH_CHECK(cudaEventCreate(&begin));
-  CINCH_CHECK(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int i = 0; i < kReplays + 2; ++i) {
-    CINCH_CHECK(cudaEventRecord(begin, stream));
-    CINCH_CHECK(cudaGraphLaunch(replay, stream));
-    CINCH_CHECK(cudaEventRecord(end, stream));
-    CINCH_CHECK(cudaEventSynchronize(end));
-    float ms = 0;
-    CINCH_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(ms);
-  }
-  CINCH_CHECK(cudaEventDestroy(begin));
-  CINCH_CHECK(cudaEventDestroy(end));
-  CINCH_CHECK(cudaGraphExecDestroy(replay));
-  CINCH_CHECK(cudaGraphDestroy(graph));
-  CINCH_CHECK(cudaStreamDestroy(stream));
-  std::sort(times.begin(), times.end());
-  return static_cast<double>(times[times.size() / 2]) * 1e3 / count;
 }
 
 struct Shape {
@@ -110,7 +78,8 @@ class Bench {
   const Multiprocessor& processor() const { return processor_; }
 
   /// Microseconds per step; `bytes` is what it must move. 0 where no kernel covers it.
-  double time(const Shape& shape, const TilingWish& wish, bool two_launches, uint64_t& bytes, Tiling& tiling) {
+  double time(const Shape& shape, const TilingWish& wish, const std::vector<int>& launches, uint64_t& bytes,
+              Tiling& tiling) {
     DecodeJob job{};
     CinchDecodeStep& s = job.step;
     describe(shape, s);
@@ -151,8 +120,7 @@ class Bench {
       one.step.values.data = latent ? nullptr : part(static_cast<uint64_t>(cache) * i + cache / 2);
       one.step.q = part(pool_.bytes() / 2 + rest * i);
       one.step.value_map = part(pool_.bytes() * 3 / 4 + rest * i);
-      for (const int phases :
-           two_launches ? std::vector<int>{kStream, kCombine} : std::vector<int>{kStream | kCombine}) {
+      for (const int phases : launches) {
         one.phases = phases;
         CINCH_CHECK(launch_decode(one, stream));
       }
@@ -250,11 +218,11 @@ std::string text_of(const Shape& s) {
   return result;
 }
 
-void report(Bench& bench, const Shape& shape, const TilingWish& wish = {}, bool two_launches = false,
-            const char* note = "") {
+void report(Bench& bench, const Shape& shape, const TilingWish& wish = {},
+            const std::vector<int>& launches = {kAllPhases}, const char* note = "") {
   uint64_t bytes = 0;
   Tiling t{};
-  const double us = bench.time(shape, wish, two_launches, bytes, t);
+  const double us = bench.time(shape, wish, launches, bytes, t);
   if (us <= 0) return;
   const double rate = static_cast<double>(bytes) / us * 1e-3;
   printf("%s  %9.2f us %7.0f GB/s %5.1f %%   tiles %dx%d warps %d/%d slabs %d resident %d parts %d %s\n",
@@ -338,41 +306,72 @@ void bench_small(Bench& bench) {
   for (const int rank : {128, 512}) report(bench, latent_shape(rank, 64, 32, 64, 4096, 128));
 }
 void bench_tunings(Bench& bench) {
-  const auto with = [&](const Shape& shape, TilingWish wish, const char* note, bool two = false) {
-    report(bench, shape, wish, two, note);
-  };
-  for (const int rank : {64, 128, 256, 512}) {
-    for (const int n_heads : {16, 32}) {
+  for (const int rank : kRanks) {
+    for (const int n_heads : {16, 32, 64}) {
       const Shape shape = latent_shape(rank, 64, n_heads, 64, 8192);
-      for (int resident = 1; resident <= 6; ++resident) {
-        TilingWish wish;
-        wish.resident = resident;
-        with(shape, wish, "resident");
+      for (const int tiles : {1, 2}) {
+        for (const int groups : {1, 2}) {
+          if (16 * tiles * groups > n_heads) continue;
+          for (int resident = 1; resident <= 4; ++resident) {
+            TilingWish wish;
+            wish.row_tiles = tiles;
+            wish.row_groups = groups;
+            wish.resident = resident;
+            report(bench, shape, wish);
+          }
+        }
       }
-      TilingWish rows;
-      rows.row_tiles = 1;
-      rows.row_groups = n_heads / 16;
-      with(shape, rows, "rows one by one");
-      with(shape, {}, "two launches", true);
     }
   }
-  for (const int rank : {128, 512}) {
-    const Shape shape = latent_shape(rank, 64, 32, 1, 4096);
-    with(shape, {}, "two launches", true);
-    for (const int parts : {16, 32, 64, 128}) {
-      TilingWish wish;
-      wish.parts = parts;
-      with(shape, wish, "parts");
-    }
-  }
-  for (const int resident : {1, 2, 3, 4, 5, 6}) {
+  for (const int resident : {1, 2, 3, 4}) {
     TilingWish wish;
     wish.resident = resident;
-    with(grouped_shape(128, 4, 8, 64, 8192), wish, "resident");
-    with(grouped_shape(64, 4, 8, 64, 8192), wish, "resident");
-    with(grouped_shape(128, 4, 8, 1, 2048), wish, "resident");
+    report(bench, grouped_shape(128, 4, 8, 64, 8192), wish);
+    report(bench, grouped_shape(64, 4, 8, 64, 8192), wish);
+    report(bench, grouped_shape(128, 4, 8, 1, 2048), wish);
   }
 }
+__global__ void empty_kernel() {}
+
+/// Where the time of short steps goes.
+void bench_latency(Bench& bench) {
+  for (const int cooperative : {0, 1}) {
+    for (const int blocks : {bench.processor().count, 4 * bench.processor().count}) {
+      const double us = median_us(50, [&](cudaStream_t stream, int) {
+        cudaLaunchAttribute attribute{};
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = cooperative;
+        cudaLaunchConfig_t config{};
+        config.gridDim = dim3(static_cast<unsigned>(blocks));
+        config.blockDim = dim3(128);
+        config.stream = stream;
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+        CINCH_CHECK(cudaLaunchKernelEx(&config, &empty_kernel));
+      });
+      printf("empty kernel, %d blocks%s: %.2f us\n", blocks, cooperative != 0 ? ", cooperative" : "", us);
+    }
+  }
+  std::vector<Shape> shapes = {latent_shape(64, 64, 16, 1, 1024),       latent_shape(512, 64, 32, 1, 4096),
+                               latent_shape(512, 64, 32, 4, 4096, 128), latent_shape(64, 64, 16, 64, 8192),
+                               latent_shape(512, 64, 16, 64, 8192),     grouped_shape(128, 4, 8, 1, 2048),
+                               grouped_shape(128, 4, 8, 16, 2048)};
+  for (const Shape& shape : shapes) {
+    report(bench, shape, {}, {kAllPhases}, "one launch");
+    report(bench, shape, {}, {kStream}, "stream");
+    report(bench, shape, {}, {kMerge}, "merge");
+    if (shape.v_head_dim > 0) report(bench, shape, {}, {kMap}, "map");
+    report(bench, shape, {}, {kStream, kMerge}, "stream, merge");
+    report(bench, shape, {}, {kStream | kMerge}, "stream and merge in one");
+    for (const int parts : {16, 32, 64}) {
+      if (shape.batch > 4) break;
+      TilingWish wish;
+      wish.parts = parts;
+      report(bench, shape, wish, {kAllPhases}, "one launch, parts");
+    }
+  }
+}
+void bench_appends(Bench& bench) { bench_append(bench.copy_rate()); }
 void bench_plan(Bench& bench) {
   for (const int batch : {1, 64, 1024}) {
     DeviceMemory lengths(std::vector<int32_t>(static_cast<size_t>(batch), 4096));
@@ -389,11 +388,9 @@ void bench_plan(Bench& bench) {
 
 int run_benchmark(const std::vector<std::string>& arguments) {
   Bench bench;
-  const std::map<std::string, void (*)(Bench&)> suites = {{"grouped", bench_grouped},
-                                                          {"latent", bench_latent},
-                                                          {"small", bench_small},
-                                                          {"tune", bench_tunings},
-                                                          {"plan", bench_plan}};
+  const std::map<std::string, void (*)(Bench&)> suites = {
+      {"grouped", bench_grouped}, {"latent", bench_latent}, {"small", bench_small},   {"tune", bench_tunings},
+      {"latency", bench_latency}, {"plan", bench_plan},     {"append", bench_appends}};
   std::vector<std::string> wanted(arguments.begin() + 1, arguments.end());
   std::string json, commit = "unknown";
   for (const auto& [name, value] : {std::pair{"--json", &json}, std::pair{"--commit", &commit}}) {
@@ -406,7 +403,7 @@ int run_benchmark(const std::vector<std::string>& arguments) {
     fprintf(stderr, "error: %s cannot be written\n", json.c_str());
     return 2;
   }
-  if (wanted.empty()) wanted = {"plan", "latent", "small", "grouped"};
+  if (wanted.empty()) wanted = {"plan", "append", "latent", "small", "grouped"};
   for (const std::string& name : wanted) {
     const auto suite = suites.find(name);
     if (suite == suites.end()) {

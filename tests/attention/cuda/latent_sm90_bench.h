@@ -128,7 +128,7 @@ void bench_shape(int rank, int rope, int heads, Shape shape, const Device<uint32
           for (int i = 0; i < rotations; ++i) {
             DecodeJob one = work.job;
             one.step.block_table = table.get() + i * step_pages;
-            run_job(one, combine == 1 ? decode::kStream | decode::kCombine : decode::kStream, stream, options);
+            run_job(one, combine == 1 ? decode::kAllPhases : decode::kStream, stream, options);
           }
         },
         rotations, 7);
@@ -137,10 +137,7 @@ void bench_shape(int rank, int rope, int heads, Shape shape, const Device<uint32
   const double rate = bytes / us[1] * 1e-3, alone = bytes / us[0] * 1e-3;
   std::printf("%4d %4d %4d %5d %7d %4d %9.2f %8.0f %6.1f%% %9.2f %8.0f %6.1f%% %d parts%s\n", rank, rope, heads,
               shape.batch, shape.context, rotations, us[1], rate, 100 * rate / copy, us[0], alone, 100 * alone / copy,
-              work.job.tiling.parts,
-              options.tile_tokens == 32 ? "  32-token tiles"
-              : options.own_merge       ? "  own merge"
-                                        : "");
+              work.job.tiling.parts, options.tile_tokens == 32 ? "  32-token tiles" : "");
   std::fflush(stdout);
 }
 
@@ -161,7 +158,6 @@ void bench(int only_rank) {
       for (const Shape shape : {Shape{64, 8192}, Shape{16, 32768}, Shape{1, 32768}}) {
         bench_shape(rank, 64, heads, shape, pool, copy);
         if (rank > 256 && heads == 16) bench_shape(rank, 64, heads, shape, pool, copy, {32});
-        if (heads == 16 || heads == 64) bench_shape(rank, 64, heads, shape, pool, copy, {0, true});
       }
     }
   }

@@ -1,0 +1,288 @@
+// Decode sessions on the CPU, the kernels in the warp emulator.
+#include "model/decode_session.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <optional>
+
+#include "core/errors.h"
+#include "model/generator.h"
+#include "tests/attention/emulation.h"
+#include "tests/model/decode_models.h"
+
+namespace cinch {
+namespace {
+
+constexpr int64_t kPrompt = 70, kTokens = 140;  // page edges in the prompt's pass and in steps
+
+std::vector<int64_t> random_ids(int64_t count, uint64_t seed, int64_t vocabulary = 96) {
+  at::manual_seed(seed);
+  const at::Tensor ids = at::randint(vocabulary, {count}, at::kLong);
+  return {ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + count};
+}
+
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor exact = b.to(at::kDouble);
+  return ((a.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
+}
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) { return a.sizes() == b.sizes() && at::equal(a, b); }
+
+/// Logits after the prompt and after every step, (steps + 1, V), where the tokens are given.
+at::Tensor run(DecodeSession& session, const std::vector<int64_t>& ids, int64_t prompt = kPrompt) {
+  std::vector<at::Tensor> logits = {session.prefill({{ids.begin(), ids.begin() + prompt}})};
+  for (size_t i = static_cast<size_t>(prompt); i < ids.size(); ++i)
+    logits.push_back(session.step(at::tensor({ids[i]}, at::kLong)).clone());
+  return at::cat(logits);
+}
+
+DecodeSessionOptions options_for(int64_t tokens) { return {.max_tokens = tokens, .prefill_chunk = 24}; }
+
+struct SessionCase {
+  DecodeModelCase model;
+  at::ScalarType dtype;
+};
+void PrintTo(const SessionCase& test_case, std::ostream* stream) {
+  *stream << test_case.model.name << " in " << at::toString(test_case.dtype);
+}
+
+class DecodeSessionOfModel : public testing::TestWithParam<SessionCase> {
+ protected:
+  void SetUp() override {
+#if defined(__SANITIZE_THREAD__)
+    GTEST_SKIP() << "fibres and ThreadSanitizer do not go together";
+#endif
+    source_ = make_decode_model(GetParam().model, folder_.path());
+  }
+
+  TempFolder folder_;
+  std::shared_ptr<ModelSource> source_;
+  const std::vector<int64_t> ids_ = random_ids(kTokens, 5);
+};
+
+TEST_P(DecodeSessionOfModel, IsAsNearTheExactModelAsThePlainPath) {
+  const at::Tensor exact = DecoderModel(source_, at::kDouble)
+                               .forward(at::tensor(ids_).unsqueeze(0), nullptr, kTokens)[0]
+                               .narrow(0, kPrompt - 1, kTokens - kPrompt + 1);
+  const DecoderModel model(source_, GetParam().dtype);
+  DecodeSession plain(model, options_for(kTokens), nullptr);
+  DecodeSession session(model, options_for(kTokens), &emulated_decode_functions());
+  for (const DecodeChoice& choice : session.choices()) EXPECT_EQ(choice.kernel, DecodeKernel::mma) << choice.why;
+  const double plain_error = distance(run(plain, ids_), exact), error = distance(run(session, ids_), exact);
+  EXPECT_LT(error, 2 * plain_error);
+  EXPECT_LT(plain_error, GetParam().dtype == at::kHalf ? 0.01 : 0.06);
+  RecordProperty("plain", std::to_string(plain_error));
+  RecordProperty("kernels", std::to_string(error));
+  EXPECT_EQ(session.lengths(), std::vector<int64_t>{kTokens});
+
+  // What the first layer is given does not depend on the kernels, so its cache is that of the plain path, bit by bit.
+  const CachedRows held = session.cached(0, 0), expected = plain.cached(0, 0);
+  ASSERT_EQ(held.first, expected.first);
+  EXPECT_TRUE(same_bits(held.k, expected.k));
+  if (held.v.defined()) {
+    EXPECT_TRUE(same_bits(held.v, expected.v));
+  }
+}
+
+std::vector<SessionCase> session_cases() {
+  std::vector<SessionCase> cases;
+  for (const DecodeModelCase& model : decode_models()) cases.push_back({model, at::kBFloat16});
+  for (const DecodeModelCase& model : decode_models()) {
+    if (model.name == "gemma2" || model.name == "qwen3_latent") cases.push_back({model, at::kHalf});
+  }
+  return cases;
+}
+
+std::string test_name(const testing::TestParamInfo<SessionCase>& info) {
+  return info.param.model.name + (info.param.dtype == at::kHalf ? "_fp16" : "_bf16");
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, DecodeSessionOfModel, testing::ValuesIn(session_cases()), test_name);
+
+class DecodeSessionTest : public decode::EmulationTest {
+ protected:
+  /// Of decode_models().
+  std::shared_ptr<ModelSource> open(const std::string& name) {
+    for (const DecodeModelCase& model : decode_models()) {
+      if (model.name == name) return make_decode_model(model, folder_ / name);
+    }
+    throw std::runtime_error("no model " + name);
+  }
+  static at::Tensor exact_logits(const std::shared_ptr<ModelSource>& source, const std::vector<int64_t>& ids) {
+    return DecoderModel(source, at::kDouble).forward(at::tensor(ids).unsqueeze(0))[0];
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(DecodeSessionTest, WithoutKernelsIsTheModelWithItsCache) {
+  const DecoderModel model(ModelSource::open(repo_file("examples/stories260K")), at::kFloat);
+  const std::vector<int64_t> ids = random_ids(40, 2);
+  DecodeSession session(model, {.max_tokens = 40, .prefill_chunk = 8}, nullptr);
+  const at::Tensor logits = run(session, ids, 16);
+  std::vector<KvCache> caches(5);
+  const auto forward = [&](int64_t first, int64_t count) {
+    return model.forward(at::tensor(ids).narrow(0, first, count).unsqueeze(0), &caches, 40)[0][-1];
+  };
+  forward(0, 8);
+  EXPECT_LT(distance(logits[0], forward(8, 8)), 1e-6);  // one row through the head in place of eight
+  for (int64_t i = 0; i < 24; ++i) EXPECT_TRUE(at::equal(logits[i + 1], forward(16 + i, 1))) << i;
+}
+
+TEST_F(DecodeSessionTest, SaysWhyThereIsNoKernel) {
+  const auto source = ModelSource::open(repo_file("examples/stories260K"));
+  const auto why = [&](at::ScalarType dtype, const DecodeFunctions* functions, DecodeKernel kernel) {
+    const DecoderModel model(source, dtype);
+    DecodeSession session(model, {.max_tokens = 8, .kernel = kernel}, functions);
+    EXPECT_EQ(session.kernel_name(), "attend");
+    EXPECT_EQ(session.explain().size(), 1u);
+    EXPECT_FALSE(session.uses_graph());
+    EXPECT_EQ(session.why_no_graph(), "layer 0 has no decode kernel");
+    return session.explain().front();
+  };
+  const DecodeFunctions* kernels = &emulated_decode_functions();
+  EXPECT_THAT(why(at::kBFloat16, kernels, DecodeKernel::automatic),
+              testing::AllOf(testing::StartsWith("layers 0 to 4: attend ("),
+                             testing::HasSubstr("head_dim must be a multiple of 8 in 32..256, found 8")));
+  EXPECT_THAT(why(at::kFloat, kernels, DecodeKernel::automatic), testing::HasSubstr("take bf16 and fp16, not Float"));
+  EXPECT_THAT(why(at::kBFloat16, nullptr, DecodeKernel::automatic), testing::HasSubstr("no decode kernels"));
+  EXPECT_THAT(why(at::kBFloat16, kernels, DecodeKernel::attend), testing::HasSubstr("asked for"));
+}
+
+TEST_F(DecodeSessionTest, AForcedKernelCoversOrFails) {
+  const DecoderModel stories(ModelSource::open(repo_file("examples/stories260K")), at::kBFloat16);
+  const DecodeFunctions* kernels = &emulated_decode_functions();
+  try {
+    DecodeSession session(stories, {.max_tokens = 8, .kernel = DecodeKernel::mma}, kernels);
+    FAIL() << "no kernel covers heads of 8";
+  } catch (const std::exception& fault) {
+    EXPECT_THAT(fault.what(), testing::HasSubstr("layer 0"));
+  }
+  const DecoderModel model(open("mha"), at::kBFloat16);
+  EXPECT_THROW(DecodeSession(model, {.max_tokens = 8, .kernel = DecodeKernel::sm90}, kernels), std::exception);
+  EXPECT_EQ(DecodeSession(model, {.max_tokens = 8, .kernel = DecodeKernel::mma}, kernels).kernel_name(), "mma");
+  EXPECT_EQ(DecodeSession(model, {.max_tokens = 8, .kernel = DecodeKernel::attend}, kernels).kernel_name(), "attend");
+}
+
+/// Layers with kernels beside layers without: the bundled model's heads of 8 have none, a latent has.
+TEST_F(DecodeSessionTest, MixedLayersGenerateWhatThePlainPathDoes) {
+  const auto stories = ModelSource::open(repo_file("examples/stories260K"));
+  write_latent_model(with_latent_layers(*stories, {{3, {.rank = 16, .nope = 8, .rotary = 8, .value = 8}}}), *stories,
+                     {.output = folder_ / "mixed", .format = "native", .dtype = "bf16"});
+  const DecoderModel model(ModelSource::open(folder_ / "mixed"), at::kHalf);
+  const std::vector<int64_t> prompt = random_ids(20, 4);
+  const GenerateOptions options{.max_new_tokens = 60};
+  DecodeSession session(model, {.max_tokens = 80}, &emulated_decode_functions());
+  EXPECT_EQ(session.kernel_name(), "attend, mma");
+  EXPECT_EQ(session.explain().size(), 3u);
+  EXPECT_EQ(session.why_no_graph(), "layer 0 has no decode kernel");
+  EXPECT_EQ(generate(session, prompt, options, {}).ids, generate(model, prompt, options, {}).ids);
+}
+
+/// Sequences of different lengths in one batch are what each is alone.
+TEST_F(DecodeSessionTest, SequencesOfABatchDoNotMeet) {
+  const std::vector<int64_t> lengths = {3, 64, 1, 90};
+  constexpr int64_t kSteps = 12;
+  for (const char* name : {"gqa_yarn", "gemma2_latent"}) {
+    SCOPED_TRACE(name);
+    const auto source = open(name);
+    const DecoderModel model(source, at::kBFloat16);
+    DecodeSessionOptions options = options_for(128);
+    options.batch = static_cast<int64_t>(lengths.size());
+    DecodeSession batch(model, options, &emulated_decode_functions());
+    std::vector<std::vector<int64_t>> ids, prompts;
+    for (const int64_t length : lengths) {
+      ids.push_back(random_ids(length + kSteps, 20 + static_cast<uint64_t>(length)));
+      prompts.emplace_back(ids.back().begin(), ids.back().begin() + length);
+    }
+    std::vector<at::Tensor> logits = {batch.prefill(prompts)};
+    for (int64_t i = 0; i < kSteps; ++i) {
+      at::Tensor next = at::empty({options.batch}, at::kLong);
+      for (size_t b = 0; b < ids.size(); ++b)
+        next[static_cast<int64_t>(b)] = ids[b][static_cast<size_t>(lengths[b] + i)];
+      logits.push_back(batch.step(next).clone());
+    }
+    const at::Tensor together = at::stack(logits, 1);  // (B, steps + 1, V)
+    for (size_t b = 0; b < ids.size(); ++b) {
+      SCOPED_TRACE(b);
+      DecodeSession alone(model, options_for(128), &emulated_decode_functions());
+      const at::Tensor exact = exact_logits(source, ids[b]).narrow(0, lengths[b] - 1, kSteps + 1);
+      const double error = distance(run(alone, ids[b], lengths[b]), exact);
+      EXPECT_LT(distance(together[static_cast<int64_t>(b)], exact), 1.2 * error + 1e-3);
+      EXPECT_EQ(batch.lengths()[b], lengths[b] + kSteps);
+      const CachedRows held = batch.cached(0, static_cast<int64_t>(b)), expected = alone.cached(0, 0);
+      EXPECT_EQ(held.first, expected.first);
+      EXPECT_LT(distance(held.k, expected.k), 0.01);
+    }
+  }
+}
+
+TEST_F(DecodeSessionTest, ARecordedStepIsTheStep) {
+  const DecoderModel model(open("mixed"), at::kBFloat16);
+  const std::vector<int64_t> prompt = random_ids(30, 8);
+  std::vector<std::vector<int64_t>> ids;
+  for (const bool graphs : {true, false}) {
+    DecodeSessionOptions options = options_for(90);
+    options.graphs = graphs;
+    DecodeSession session(model, options, &emulated_decode_functions());
+    EXPECT_EQ(session.uses_graph(), graphs);
+    EXPECT_EQ(session.why_no_graph(), graphs ? "" : "not asked for");
+    ids.push_back(generate(session, prompt, {.max_new_tokens = 60}, {}).ids);
+  }
+  EXPECT_EQ(ids[0].size(), 60u);
+  EXPECT_EQ(ids[0], ids[1]);
+}
+
+TEST_F(DecodeSessionTest, AWindowsLayersHoldFewPages) {
+  const DecoderModel model(open("gemma2"), at::kBFloat16);  // window 40 in layers 0 and 2 of 3
+  DecodeSession session(model, options_for(1000), &emulated_decode_functions());
+  const int64_t page = 2 * 2 * 64 * 32 * 2;  // keys and values, 2 KV heads
+  EXPECT_EQ(session.kv_bytes_allocated(), (2 + 16 + 2) * page);
+  EXPECT_EQ(session.kv_bytes_per_token(), 3 * page / 64);
+  EXPECT_EQ(session.kv_bytes(10), 10 * 3 * page / 64);
+}
+
+TEST_F(DecodeSessionTest, FilledCachesGoOn) {
+  const DecoderModel model(open("mixed"), at::kBFloat16);
+  for (const DecodeFunctions* functions :
+       {&emulated_decode_functions(), static_cast<const DecodeFunctions*>(nullptr)}) {
+    DecodeSession session(model, {.batch = 2, .max_tokens = 100}, functions);
+    session.fill(90);
+    EXPECT_EQ(session.lengths(), (std::vector<int64_t>{90, 90}));
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(at::isfinite(session.step_greedy()).all().item<bool>());
+    EXPECT_EQ(session.cached(0, 1).k.size(2), 93);
+  }
+}
+
+TEST_F(DecodeSessionTest, RefusesWhatDoesNotFit) {
+  const DecoderModel model(open("mha"), at::kBFloat16);
+  EXPECT_THROW(DecodeSession(model, {.batch = 0, .max_tokens = 8}, nullptr), UsageError);
+  EXPECT_THROW(DecodeSession(model, {.max_tokens = 0}, nullptr), UsageError);
+  EXPECT_THROW(DecodeSession(model, {.max_tokens = 8, .cache_format = CacheFormat::int8}, nullptr), UnsupportedError);
+  for (const DecodeFunctions* functions :
+       {&emulated_decode_functions(), static_cast<const DecodeFunctions*>(nullptr)}) {
+    DecodeSession session(model, {.max_tokens = 5}, functions);
+    EXPECT_THROW(session.prefill({{1}, {2}}), UsageError);
+    EXPECT_THROW(session.prefill({{}}), UsageError);
+    EXPECT_THROW(session.prefill({{1, 2, 3, 4, 5, 6}}), UsageError);
+    session.prefill({{1, 2, 3}});
+    EXPECT_THROW(session.prefill({{1}}), UsageError);
+    EXPECT_THROW(session.step(at::zeros({2}, at::kLong)), ShapeError);
+    session.step_greedy();
+    session.step_greedy();
+    EXPECT_THROW(session.step_greedy(), UsageError);
+    EXPECT_EQ(session.lengths(), std::vector<int64_t>{5});
+  }
+}
+
+TEST(DecodeKernelNames, AreParsed) {
+  for (const DecodeKernel kernel :
+       {DecodeKernel::automatic, DecodeKernel::attend, DecodeKernel::mma, DecodeKernel::sm90})
+    EXPECT_EQ(parse_decode_kernel(name_of(kernel)), kernel);
+  EXPECT_THROW(parse_decode_kernel("fast"), UsageError);
+}
+
+}  // namespace
+}  // namespace cinch
