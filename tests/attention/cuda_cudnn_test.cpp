@@ -145,7 +145,7 @@ TEST_F(CudaCudnn, LongPrompts) {
   EXPECT_EQ(cudnn_kernel().missing(request), "");
   EXPECT_LT(distance(cudnn_kernel().run(request), sdpa_kernel().run(request).to(at::kCPU, at::kDouble)), 1e-2);
   request = request_of({1, 8, 2, 256, 256, 64, 64, 0}, at::kBFloat16, at::kCUDA);
-  EXPECT_NE(cudnn_kernel().missing(request).find("prompts of less than"), std::string::npos);
+  EXPECT_NE(cudnn_kernel().leaves(request).find("prompts of less than"), std::string::npos);
 }
 
 TEST_F(CudaCudnn, DeclinesWhatItDoesNotCover) {
