@@ -14,6 +14,9 @@ struct CinchCudaDevice {
   int32_t compute_major, compute_minor;
   int32_t multiprocessors;
   double copy_bytes_per_second; /* read + written by our own copy kernel, best of several runs */
+  uint64_t l2_bytes;
+  double specified_bytes_per_second; /* of the memory, from its clock and the width of its bus; 0: the driver does not
+                                        say */
 };
 
 #ifdef __cplusplus

@@ -53,8 +53,10 @@ at::Tensor ModelTrunk::logits(const at::Tensor& h) const {
 }
 
 DecoderModel::DecoderModel(std::shared_ptr<ModelSource> source, at::ScalarType dtype, at::Device device)
-    : source_(std::move(source)), trunk_(*source_, dtype, device) {
-  const TensorReader read = [&](const std::string& name) { return source_->tensor(name, dtype).to(device); };
+    : DecoderModel(source, [&](const std::string& name) { return source->tensor(name, dtype).to(device); }) {}
+
+DecoderModel::DecoderModel(std::shared_ptr<ModelSource> source, const TensorReader& read)
+    : source_(std::move(source)), trunk_(source_->config(), source_->family(), read) {
   for (int64_t layer = 0; layer < config().n_layers; ++layer) {
     layers_.emplace_back(config(), layer, source_->family().read_layer(config(), layer, read));
   }

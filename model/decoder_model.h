@@ -41,6 +41,8 @@ class ModelTrunk {
 class DecoderModel {
  public:
   DecoderModel(std::shared_ptr<ModelSource> source, at::ScalarType dtype, at::Device device = at::kCPU);
+  /// With weights from any reader; of `source` only config and family are used.
+  DecoderModel(std::shared_ptr<ModelSource> source, const TensorReader& read);
   /// ids (B, T) -> logits (B, T, V) fp32. With caches (one per layer) positions continue from what they hold; `length`:
   /// see DecoderLayer.
   at::Tensor forward(const at::Tensor& ids, std::vector<KvCache>* caches = nullptr, int64_t length = 0) const;

@@ -11,6 +11,7 @@ Command plan_command();
 Command convert_command();
 Command eval_command();
 Command generate_command();
+Command bench_command();
 Command uptrain_command();
 Command export_command();
 Command tokenize_command();

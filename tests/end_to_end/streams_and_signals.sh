@@ -18,6 +18,7 @@ command_of() { # sets `command`; what is written goes to $work/out or $work/out.
     completion) command=(completion bash) ;;
     eval) command=(eval "$model" --text "$text" --max-tokens 2000 --window 100) ;;
     generate) command=(generate "$model" --prompt Once -n 200) ;;
+    bench) command=(bench decode "$model" --batch 1,8 --context 64,256 --steps 5) ;;
     tokenize) command=(tokenize "$text" "$work/out.h5" --model "$model") ;;
     export) command=(export "$model" "$work/out" --format hf) ;;
     convert) command=(convert "$model" "$work/out" --to gqa:2 --method mean --no-refit --calibration-tokens 512 --calibration-window 64) ;;
@@ -36,7 +37,7 @@ left_behind() { # names of temporary files, which nobody must see after an end i
   find "$work" -mindepth 1 -name '.*' ! -name '.out.cinch-partial' ! -path '*/.out.cinch-partial/*'
 }
 
-for name in inspect plan verify doctor completion eval generate tokenize export convert; do
+for name in inspect plan verify doctor completion eval generate bench tokenize export convert; do
   command_of "$name"
   "$cinch" "${command[@]}" <&- >/dev/null 2>"$work/err"
   must_exit "$name with stdin closed" $? 0
@@ -60,13 +61,13 @@ for name in inspect plan verify doctor completion eval generate tokenize export 
   must_exit "$name with a broken stderr" "${PIPESTATUS[0]}" 0; clear_work
 done
 
-for name in eval generate tokenize export convert verify; do
+for name in eval generate bench tokenize export convert verify; do
   command_of "$name"
   [ "$name" = convert ] || [ "$name" = export ] || "$cinch" "${command[@]}" >/dev/null 2>&1
   cp -a "$work/out.h5" "$work/kept" 2>/dev/null
   rm -rf "$work/out"
   [ "$name" = tokenize ] && command+=(--force)
-  [ "$name" = eval ] && command+=(--output "$work/report.json")
+  case $name in eval | bench) command+=(--output "$work/report.json") ;; esac
   for moment in 0.01 0.2 0.3 0.4 0.45 0.5 0.6 0.8; do
     "$cinch" "${command[@]}" >/dev/null 2>"$work/err" &
     pid=$!

@@ -49,7 +49,7 @@ TEST(CommandList, HoldsEveryCommandOnce) {
   const auto list = names();
   EXPECT_EQ(std::set<std::string>(list.begin(), list.end()).size(), list.size());
   for (const char* name :
-       {"inspect", "plan", "convert", "eval", "generate", "export", "tokenize", "verify", "doctor", "completion"}) {
+       {"inspect", "plan", "convert", "eval", "generate", "bench", "export", "tokenize", "verify", "doctor", "completion"}) {
     EXPECT_THAT(list, testing::Contains(name));
   }
 }

@@ -56,6 +56,11 @@ cudaError_t measure_copy(int blocks, size_t bytes, double& bytes_per_second) {
   return status;
 }
 
+int attribute(cudaDeviceAttr name, int index) {
+  int value = 0;
+  return cudaDeviceGetAttribute(&value, name, index) == cudaSuccess ? value : 0;
+}
+
 cudaError_t describe_device(int index, CinchCudaDevice& device) {
   cudaDeviceProp properties;
   cudaError_t status = cudaGetDeviceProperties(&properties, index);
@@ -69,6 +74,10 @@ cudaError_t describe_device(int index, CinchCudaDevice& device) {
   device.compute_major = properties.major;
   device.compute_minor = properties.minor;
   device.multiprocessors = properties.multiProcessorCount;
+  device.l2_bytes = static_cast<uint64_t>(properties.l2CacheSize);
+  // Kilohertz and bits; two transfers per clock.
+  device.specified_bytes_per_second =
+      2e3 * attribute(cudaDevAttrMemoryClockRate, index) * attribute(cudaDevAttrGlobalMemoryBusWidth, index) / 8;
   size_t bytes = free_memory / 4 < kLargestCopy ? free_memory / 4 : kLargestCopy;
   bytes -= bytes % sizeof(uint4);
   return measure_copy(properties.multiProcessorCount * 8, bytes, device.copy_bytes_per_second);

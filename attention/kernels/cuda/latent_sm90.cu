@@ -28,8 +28,10 @@ __global__ void __launch_bounds__(sm90::kThreads, 1)
 // Each is launched while the kernel before it still runs (programmatic dependent launch) and takes the places that it
 // leaves. The plan is there by then, what that kernel writes is there after griddepcontrol.wait.
 
+constexpr int kCombineRegisters = 128;  // of up to kMaxThreads threads
+
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) merge_kernel(const __grid_constant__ DecodeJob job) {
+__global__ void __maxnreg__(kCombineRegisters) merge_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(threadIdx.x));
   combine.prefetch_share();
@@ -39,7 +41,7 @@ __global__ void __launch_bounds__(kMaxThreads) merge_kernel(const __grid_constan
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) map_kernel(const __grid_constant__ DecodeJob job) {
+__global__ void __maxnreg__(kCombineRegisters) map_kernel(const __grid_constant__ DecodeJob job) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   const Combine<T> combine(job, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
                            static_cast<int>(threadIdx.x));

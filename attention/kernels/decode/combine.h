@@ -119,7 +119,7 @@ class Combine {
   }
   CINCH_DEVICE void merge_wide(PlanShare share, int sequence, int first) const {
     Sums sums[4];
-    add_parts<4, 4>(share, 0, 1, first + thread_, threads(), sums);
+    add_parts<3, 4>(share, 0, 1, first + thread_, threads(), sums);
     CINCH_UNROLL
     for (int c = 0; c < 4; ++c) write(sums[c], sequence, first + thread_ + c * threads());
   }
