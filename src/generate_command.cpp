@@ -30,7 +30,11 @@ const std::vector<std::string> kDecodeKernels = {"attend", "mma", "sm90"};
 
 DecodeKernel choose_kernel(const std::string& name) {
   const bool decode = std::find(kDecodeKernels.begin(), kDecodeKernels.end(), name) != kDecodeKernels.end();
-  force_attention_kernel(decode ? "auto" : name);
+  try {
+    force_attention_kernel(decode ? "auto" : name);
+  } catch (const UsageError& unknown) {
+    throw UsageError(unknown.what(), fmt::format("{}, {}", unknown.help(), fmt::join(kDecodeKernels, ", ")));
+  }
   return decode || name == "auto" ? parse_decode_kernel(name) : DecodeKernel::attend;
 }
 
