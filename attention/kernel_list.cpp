@@ -15,7 +15,8 @@
 namespace cinch {
 
 const std::vector<const AttentionKernel*>& attention_kernels() {
-  static const std::vector<const AttentionKernel*> kernels = {&flash_kernel(), &sdpa_kernel(), &reference_kernel()};
+  static const std::vector<const AttentionKernel*> kernels = {&flash_kernel(), &cudnn_kernel(), &sdpa_kernel(),
+                                                              &prefill_kernel(), &reference_kernel()};
   return kernels;
 }
 

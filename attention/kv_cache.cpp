@@ -14,19 +14,35 @@ int64_t rounded_up(int64_t tokens) { return (tokens + kBlock - 1) / kBlock * kBl
 }  // namespace
 
 KvCache::View KvCache::append(const at::Tensor& k, const at::Tensor& v, int64_t window) {
-  const int64_t added = k.size(2);
-  if (window > 0 &&
-      held_ > window - 1) {  // the oldest new query, at position tokens_, sees the window - 1 tokens before it
-    const int64_t dropped = held_ - (window - 1);
-    begin_ += dropped;
-    held_ -= dropped;
-  }
+  const int64_t added = k.size(2), before = tokens_;
+  drop_unseen(window);
   reserve(k, v, added);
   k_.narrow(2, begin_ + held_, added).copy_(k);
   v_.narrow(2, begin_ + held_, added).copy_(v);
   held_ += added;
   tokens_ += added;
+  pack(before);
   return view();
+}
+
+void KvCache::drop_unseen(int64_t window) {
+  // The oldest new query, at position tokens_, sees the window - 1 tokens before it.
+  if (window <= 0 || held_ <= window - 1) return;
+  int64_t kept = window - 1;
+  // A page's scales are those of all its tokens.
+  if (format_ == CacheFormat::int4) kept = std::min(held_, tokens_ - (tokens_ - kept) / kCachePage * kCachePage);
+  begin_ += held_ - kept;
+  held_ = kept;
+}
+
+void KvCache::pack(int64_t before) {
+  if (format_ == CacheFormat::sixteen_bit) return;
+  const bool pages = format_ == CacheFormat::int4;
+  const int64_t first = pages ? before / kCachePage * kCachePage : before;
+  const int64_t end = pages ? tokens_ / kCachePage * kCachePage : tokens_;
+  if (end <= first) return;
+  const at::Tensor rows = k_.narrow(2, begin_ + held_ - (tokens_ - first), end - first);  // (B, 1, T, columns)
+  rows.copy_(as_cached(rows.squeeze(1), format_, columns_).unsqueeze(1));
 }
 
 KvCache::View KvCache::view() const {

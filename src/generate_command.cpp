@@ -141,7 +141,7 @@ struct Summary {
 /// "int8 cache of 1.2 MB (96 bytes per token)"
 std::string cache_text(const Summary& s, int64_t bytes) {
   const bool packed = s.flags.kv_bits != "16";
-  const std::string type = packed ? name_of(parse_kv_bits(s.flags.kv_bits)) : s.flags.dtype;
+  const std::string type = packed ? name_of(parse_cache_format(s.flags.kv_bits)) : s.flags.dtype;
   return fmt::format("{} cache {} ({} bytes per token{})", type, human_bytes(static_cast<uint64_t>(bytes)),
                      s.session.kv_bytes_per_token(),
                      s.session.emulates_cache() ? "; packed so it would be, here it is emulated" : "");
@@ -194,7 +194,7 @@ void explain(const DecodeSession& session, c10::Device device) {
 void run(const GenerateFlags& flags) {
   check(flags);
   const DecodeKernel kernel = choose_kernel(flags.kernel);
-  const CacheFormat format = parse_kv_bits(flags.kv_bits);
+  const CacheFormat format = parse_cache_format(flags.kv_bits);
   const c10::ScalarType dtype = compute_dtype(flags.dtype);
   const c10::Device device = open_device(flags.device);
   const auto source = open_model(flags.model, "MODEL");

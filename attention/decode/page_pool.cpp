@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "attention/decode/unpack_pages.h"
 #include "attention/kernels/decode/decode_abi.h"
 
 namespace cinch {
@@ -47,8 +48,8 @@ at::Tensor PackedPool::rows(int64_t sequence, int64_t first, int64_t end) const 
   const int64_t packed = end - left;  // tokens before it are in pages
   std::vector<at::Tensor> parts;
   if (packed > begin * kPage) {
-    const at::Tensor pages = pages_of(pages_, table_, sequence, begin, end_page(packed)).unsqueeze(0);
-    parts.push_back(unpacked_rows(pages, packed - begin * kPage, format_, columns_, dtype_));
+    const at::Tensor pages = pages_of(pages_, table_, sequence, begin, end_page(packed));
+    parts.push_back(unpack_pages(pages, format_, columns_, dtype_).narrow(0, 0, packed - begin * kPage).unsqueeze(0));
   }
   if (left > 0) parts.push_back(open_.narrow(0, sequence, 1).narrow(1, 0, left).narrow(2, 0, columns_.all()));
   const at::Tensor rows = parts.size() == 1 ? parts.front() : at::cat(parts, 1);  // (1, S, columns)

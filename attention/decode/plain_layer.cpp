@@ -8,7 +8,9 @@ namespace cinch {
 
 PlainLayer::PlainLayer(const AttentionModule& attention, const DecodeBatch& batch, CacheFormat format)
     : attention_(attention), batch_(batch), format_(format) {
-  caches_.resize(static_cast<size_t>(batch.sizes().sequences));
+  const KvCache empty =
+      format == CacheFormat::sixteen_bit ? KvCache() : KvCache(format, cache_columns(attention.spec()));
+  caches_.assign(static_cast<size_t>(batch.sizes().sequences), empty);
 }
 
 at::Tensor PlainLayer::prefill(const at::Tensor& x, int64_t sequence, int64_t first) {

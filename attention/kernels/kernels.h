@@ -15,6 +15,11 @@ const AttentionKernel& reference_kernel();
 const AttentionKernel& sdpa_kernel();
 /// ATen's flash attention on CUDA for documents and windows.
 const AttentionKernel& flash_kernel();
+/// cuDNN's graphs on CUDA, for training and long prompts: values of another width than the keys, shared key heads
+/// and windows without copies.
+const AttentionKernel& cudnn_kernel();
+/// Our own kernels on CUDA for whatever the others do not cover (prefill_kernel.h).
+const AttentionKernel& prefill_kernel();
 
 /// (T, S) bool: which keys each query sees (causal, window); (B, 1, T, S) where there are documents.
 at::Tensor visible_keys(const AttentionRequest& request);

@@ -68,8 +68,6 @@ inline std::string name_of(const AppendCase& c) {
 struct AppendResult {
   std::vector<uint16_t> q_out, values, open;
   std::vector<uint16_t> keys;  // 16 bits, or the bytes of pages
-
-  friend bool operator==(const AppendResult&, const AppendResult&) = default;
 };
 
 /// The arrays of a case; `append` points into them.
@@ -102,7 +100,7 @@ struct AppendArrays {
 /// The loops. Works on host memory, on what `append` points to.
 class AppendReference {
  public:
-  AppendReference(const CinchCacheAppend& append) : a_(append) {}
+  explicit AppendReference(const CinchCacheAppend& append) : a_(append) {}
 
   void run() const {
     for (int b = 0; b < a_.batch; ++b) {

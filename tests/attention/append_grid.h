@@ -62,8 +62,10 @@ inline std::vector<AppendCase> latent_appends(int format) {
     for (const int rope : {8, 24, 64, 128}) {
       AppendCase c = latent_append(rope == 64 ? 136 : 40, rope, tokens, edge_lengths(tokens));
       const size_t i = cases.size();
-      if (tokens == 200) c.lengths = {200, 263, 199, 256, 64};
+      if (tokens == 200) c.lengths = {200, 263, 64};
       c.format = format;
+      // Scales of one token know nothing of pages, and the emulator is slow where lanes speak with each other.
+      if (tokens > 2 && (format == CINCH_CACHE_INT8 || format == CINCH_CACHE_FP8)) c.lengths = {0, tokens + 63, 37};
       c.paged = format != CINCH_CACHE_16BIT || i % 2 == 0;
       c.type = i % 3 == 1 ? CINCH_DECODE_FP16 : CINCH_DECODE_BF16;
       c.key_scales = i % 4 >= 2;

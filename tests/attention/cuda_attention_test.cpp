@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "attention/attention_kernel.h"
+#include "attention/kernels/kernels.h"
 #include "tests/support/cuda_device.h"
 
 namespace cinch {
@@ -90,6 +91,33 @@ TEST_F(CudaAttention, DocumentsAndWindowsOfHalfTypesTakeFlash) {
     const KernelVerdict first = explain_dispatch(request_of(shape, at::kBFloat16, at::kCUDA)).front();
     const bool covered = shape.width <= 256 && (shape.documents || shape.window > 0);
     EXPECT_EQ(first.runs, covered) << first.kernel << " misses " << first.missing;
+  }
+}
+
+/// Of whatever the others take before them, too, and of what only they take: soft caps.
+TEST_F(CudaAttention, OurOwnKernelsEqualTheReference) {
+  for (const Shape& shape : shapes()) {
+    for (const double softcap : {0.0, 5.0}) {
+      const auto capped = [&](at::ScalarType type, at::Device device) {
+        AttentionRequest request = request_of(shape, type, device);
+        request.softcap = softcap;
+        return request;
+      };
+      const AttentionRequest request = capped(at::kBFloat16, at::kCUDA);
+      if (shape.width % 8 != 0 || shape.width > 256) {
+        EXPECT_NE(prefill_kernel().missing(request), "");
+        continue;
+      }
+      ASSERT_EQ(prefill_kernel().missing(request), "");
+      const auto expected = passes(capped(at::kDouble, at::kCPU), attention_kernels().back());
+      const auto found = passes(request, &prefill_kernel()),
+                 again = passes(capped(at::kBFloat16, at::kCUDA), &prefill_kernel());
+      for (size_t i = 0; i < found.size(); ++i) {
+        const double off = ((found[i] - expected[i]).norm() / expected[i].norm()).item<double>();
+        EXPECT_LT(off, 5e-3) << "shape " << &shape - shapes().data() << ", soft cap " << softcap << ", output " << i;
+        EXPECT_TRUE(at::equal(found[i], again[i])) << "runs differ";
+      }
+    }
   }
 }
 

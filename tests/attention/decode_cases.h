@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/decode/page_pack.h"
 #include "attention/kernels/decode/reference.h"
 
 namespace cinch::decode {
@@ -29,6 +30,8 @@ struct DecodeCase {
   bool paged = true;
   bool tokens_first = false;  // grouped: heads of a token lie side by side
   float spread = 1;           // of queries: large ones make peaked softmaxes
+  int cache_format = CINCH_CACHE_16BIT;
+  float huge = 0;  // int4: every fifth channel is that large, beyond fp16 where larger than 65504
 };
 
 inline std::string name_of(const DecodeCase& c) {
@@ -53,6 +56,10 @@ inline std::string name_of(const DecodeCase& c) {
   if (c.v_head_dim > 0) add(" Dv", c.v_head_dim);
   if (c.window > 0) add(" window", c.window);
   if (c.softcap > 0) name += " softcap";
+  if (c.cache_format != CINCH_CACHE_16BIT) {
+    name += c.cache_format == CINCH_CACHE_INT8 ? " int8" : c.cache_format == CINCH_CACHE_FP8 ? " fp8" : " int4";
+    if (c.huge > 0) name += " huge";
+  }
   for (size_t i = 0; i < c.lengths.size() && i < 6; ++i) add(i == 0 ? " lengths " : ",", c.lengths[i]);
   if (c.lengths.size() > 6) add(",.. of ", static_cast<int>(c.lengths.size()));
   return name;
@@ -61,6 +68,7 @@ inline std::string name_of(const DecodeCase& c) {
 /// The arrays of a case; `step` points into them, so that a copy needs point() again.
 struct DecodeArrays {
   std::vector<uint16_t> q, keys, values, value_map, value_bias, out;
+  std::vector<uint16_t> open;  // int4; `keys` are then the bytes of pages
   std::vector<int32_t> table, lengths;
   std::vector<float> lse;
   CinchDecodeStep step{};
@@ -68,6 +76,7 @@ struct DecodeArrays {
   void point() {
     step.q = q.data();
     step.keys.data = keys.data();
+    step.open.data = open.empty() ? nullptr : open.data();
     step.values.data = values.empty() ? nullptr : values.data();
     step.value_map = value_map.empty() ? nullptr : value_map.data();
     step.value_bias = value_bias.empty() ? nullptr : value_bias.data();
@@ -124,6 +133,7 @@ class CaseBuilder {
     s.window = case_.window;
     s.softcap = case_.softcap;
     s.scale = 1 / std::sqrt(static_cast<float>(query_width(s)));
+    s.cache_format = case_.cache_format;
     arrays_.lengths = case_.lengths;
   }
 
@@ -155,14 +165,93 @@ class CaseBuilder {
       std::shuffle(order.begin(), order.end(), random_);
       size_t next = 0;
       for (int b = 0; b < s.batch; ++b) {
-        for (int i = 0; i * CINCH_DECODE_PAGE < case_.lengths[static_cast<size_t>(b)]; ++i)
+        // The open page of int4 has no place among the pages.
+        const int last = case_.cache_format == CINCH_CACHE_INT4 ? CINCH_DECODE_PAGE - 1 : 0;
+        for (int i = 0; i * CINCH_DECODE_PAGE + last < case_.lengths[static_cast<size_t>(b)]; ++i)
           arrays_.table[static_cast<size_t>(b * s.block_table_stride + i)] = order[next++];
       }
       pages = s.batch * blocks + 1;
     }
+    if (case_.cache_format != CINCH_CACHE_16BIT) return fill_pages(pages);
     s.values = latent ? CinchDecodeCache{} : s.keys;
     arrays_.keys = filled(s.keys, pages, heads, /*scales=*/case_.key_scales);
     if (!latent) arrays_.values = filled(s.values, pages, heads, false);
+  }
+
+  PageShape page_shape() const {
+    const CinchDecodeStep& s = arrays_.step;
+    const int scales = s.key_scales != 0 ? s.n_kv_heads : 0;
+    return {s.cache_format, s.type, s.kv_lora_rank, row_width(s) - scales - s.kv_lora_rank, scales};
+  }
+  /// Rows of 64 tokens in fp32.
+  std::vector<float> page_rows(const PageShape& shape) {
+    std::vector<float> rows;
+    for (int token = 0; token < CINCH_DECODE_PAGE; ++token) {
+      for (const uint16_t bits : noise(static_cast<size_t>(shape.row_width()), 1)) {
+        const auto column = static_cast<int>(rows.size()) % shape.row_width();
+        float number = shape.type == CINCH_DECODE_BF16 ? Bf16::to_float(bits) : Fp16::to_float(bits);
+        if (case_.huge > 0 && column < shape.columns() && column % 5 == 0) number *= case_.huge;
+        rows.push_back(column < shape.columns() ? number : std::abs(number));  // key scales are positive
+      }
+    }
+    return rows;
+  }
+  /// Pages of bytes that mean NaN or nonsense but for the tokens that the query sees.
+  void fill_pages(int pages) {
+    CinchDecodeStep& s = arrays_.step;
+    const PageShape shape = page_shape();
+    const PageLayout layout = shape.layout();
+    s.open.token_stride = s.keys.token_stride;
+    s.open.page_stride = CINCH_DECODE_PAGE * s.open.token_stride + 8;
+    s.keys = {nullptr, layout.page_bytes + 32, 0, 0};
+    arrays_.keys.assign(static_cast<size_t>(pages * s.keys.page_stride / 2), 0x7f7f);  // NaN in fp8 and in scales
+    for (uint16_t& word : arrays_.keys) word = random_() % 2 == 0 ? uint16_t{0x7fff} : uint16_t{0xff7f};
+    if (s.cache_format == CINCH_CACHE_INT4)
+      arrays_.open.assign(static_cast<size_t>(s.batch * s.open.page_stride), kNan);
+    auto* const bytes = reinterpret_cast<uint8_t*>(arrays_.keys.data());
+    std::vector<uint8_t> packed(static_cast<size_t>(layout.page_bytes));
+    for (int b = 0; b < s.batch; ++b) {
+      const int length = case_.lengths[static_cast<size_t>(b)];
+      const int first = case_.window > 0 ? std::max(0, length - case_.window) : 0;
+      for (int begin = first / CINCH_DECODE_PAGE * CINCH_DECODE_PAGE; begin < length; begin += CINCH_DECODE_PAGE) {
+        const int low = std::max(first - begin, 0), high = std::min(length - begin, int{CINCH_DECODE_PAGE});
+        const std::vector<float> rows = page_rows(shape);
+        if (s.cache_format == CINCH_CACHE_INT4 && high < CINCH_DECODE_PAGE) {
+          fill_open(b, rows, low, high);
+          continue;
+        }
+        pack_page(shape, rows.data(), CINCH_DECODE_PAGE, packed.data());
+        const int64_t page = arrays_.table[static_cast<size_t>(b * s.block_table_stride + begin / CINCH_DECODE_PAGE)];
+        place_page(layout, packed.data(), low, high, bytes + page * s.keys.page_stride);
+      }
+    }
+  }
+  void fill_open(int sequence, const std::vector<float>& rows, int low, int high) {
+    const CinchDecodeCache& open = arrays_.step.open;
+    const auto width = static_cast<size_t>(row_width(arrays_.step));
+    for (int token = low; token < high; ++token) {
+      for (size_t i = 0; i < width; ++i) {
+        const float number = rows[static_cast<size_t>(token) * width + i];
+        arrays_.open[static_cast<size_t>(sequence * open.page_stride + token * open.token_stride) + i] =
+            case_.type == CINCH_DECODE_BF16 ? Bf16::from_float(number) : Fp16::from_float(number);
+      }
+    }
+  }
+  /// What belongs to tokens [low, high), and scales and zeros of channels.
+  void place_page(const PageLayout& layout, const uint8_t* from, int low, int high, uint8_t* to) const {
+    const CinchDecodeStep& s = arrays_.step;
+    const auto part = [&](int begin, int end) { std::copy(from + begin, from + end, to + begin); };
+    const int columns = page_shape().columns();
+    const int row = s.cache_format == CINCH_CACHE_INT4 ? columns / 2 : columns;
+    for (int token = low; token < high; ++token) {
+      part(token * layout.row_bytes, token * layout.row_bytes + row);
+      if (s.cache_format != CINCH_CACHE_INT4) part(layout.scales + 4 * token, layout.scales + 4 * token + 4);
+      const int scales = s.key_scales != 0 ? 2 * s.n_kv_heads : 0;
+      part(layout.key_scales + scales * token, layout.key_scales + scales * (token + 1));
+    }
+    if (s.cache_format != CINCH_CACHE_INT4) return;
+    part(layout.scales, layout.scales + 2 * columns);
+    part(layout.zeros, layout.zeros + 2 * columns);
   }
 
   /// NaN but for the tokens that the query sees.

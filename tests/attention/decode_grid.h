@@ -59,6 +59,30 @@ inline void append(std::vector<DecodeCase>& to, const std::vector<DecodeCase>& m
   to.insert(to.end(), more.begin(), more.end());
 }
 
+constexpr int kPackedFormats[] = {CINCH_CACHE_INT8, CINCH_CACHE_FP8, CINCH_CACHE_INT4};
+
+/// Each case in all formats below 16 bits, in turns of the types.
+inline std::vector<DecodeCase> packed(const std::vector<DecodeCase>& cases) {
+  std::vector<DecodeCase> result;
+  for (const DecodeCase& c : cases) {
+    for (const int format : kPackedFormats) {
+      result.push_back(c);
+      result.back().cache_format = format;
+      result.back().paged = true;
+      result.back().type = result.size() % 2 == 0 ? CINCH_DECODE_FP16 : CINCH_DECODE_BF16;
+    }
+  }
+  return result;
+}
+/// Channels that fp16 scales and zeros cannot hold.
+inline DecodeCase huge_case(float huge) {
+  DecodeCase c = latent_case(136, 24, 9, {200, 64, 3});
+  c.cache_format = CINCH_CACHE_INT4;
+  c.huge = huge;
+  c.spread = 1e-3F;
+  return c;
+}
+
 /// Small: for compute-sanitizer, and of every compiled kernel at least one.
 inline std::vector<DecodeCase> tiny_grid() {
   std::vector<DecodeCase> cases;
@@ -69,6 +93,10 @@ inline std::vector<DecodeCase> tiny_grid() {
   for (const int group : {1, 5, 20}) cases.push_back(grouped_case(72, group, 2, {33, 0, 140}));
   cases.push_back(grouped_case(256, 3, 1, {100}));
   vary(cases);
+  std::vector<DecodeCase> latents = latent_features(72, 24, 12, {90, 0, 3, 64});
+  for (const int rank : {24, 136, 264})
+    for (const int n_heads : {9, 20}) latents.push_back(latent_case(rank, 16, n_heads, {70, 0, 1, 130}));
+  append(cases, packed(latents));
   return cases;
 }
 
@@ -94,7 +122,18 @@ inline std::vector<DecodeCase> device_grid() {
   for (const int head_dim : {32, 40, 48, 56, 72, 80, 96, 120, 128, 136, 160, 192, 248, 256})
     for (const int group : {4, 9, 20}) cases.push_back(grouped_case(head_dim, group, 2, mixed));
   vary(cases);
-  for (const int rank : {64, 136, 320, 512}) append(cases, latent_features(rank, 64, rank == 136 ? 9 : 32, mixed));
+  for (const int rank : {64, 136, 320, 512}) {
+    const std::vector<DecodeCase> features = latent_features(rank, 64, rank == 136 ? 9 : 32, mixed);
+    append(cases, features);
+    append(cases, packed(features));
+  }
+  std::vector<DecodeCase> latents;
+  for (const int rank : {16, 40, 72, 104, 128, 256, 328, 384, 512, 640, 1024}) {
+    for (const int n_heads : {1, 16, 28, 64, 128})
+      latents.push_back(latent_case(rank, rank % 3 == 0 ? 8 : rank % 3 == 1 ? 64 : 128, n_heads, mixed));
+  }
+  append(cases, packed(latents));
+  for (const float huge : {1.0F, 1e4F, 1e6F}) cases.push_back(huge_case(huge));
   // Many sequences, and one long one.
   std::vector<int32_t> many(300);
   for (size_t i = 0; i < many.size(); ++i) many[i] = static_cast<int32_t>(i * 37 % 150);

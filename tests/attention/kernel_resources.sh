@@ -4,13 +4,16 @@
 #
 #   kernel_resources.sh "80;90a;120" <log of ptxas -v>...
 #
-# Registers: decode kernels by their template numbers (attention/kernels/decode/tiling.h, register_budget), others 255.
+# Registers: decode kernels by their template numbers (attention/kernels/decode/tiling.h, register_budget), the cache
+# append and the row states of prefill 64 (half of a multiprocessor's threads), others 255: prefill kernels run two
+# blocks of 128 threads, or one of 256, on a multiprocessor.
 # Dynamic shared memory is the tiling's, and its budget is tested there.
 set -euo pipefail
 architectures=$1
 shift
 awk -v wanted="$architectures" '
   function budget(name,   n) {
+    if (name ~ /append_kernelI|prefill_row_states_kernelI/) return 64
     if (!match(name, /decode_kernelI[A-Za-z0-9_]*Li[12]ELi[0-9]+ELi[0-9]+E/)) return 255
     n = substr(name, RSTART, RLENGTH)
     sub(/.*Li1ELi4ELi1E$/, "128", n); sub(/.*Li1ELi8ELi1E$/, "168", n); sub(/.*Li1ELi8ELi[24]E$/, "224", n)

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace cinch {
 namespace {
 
@@ -51,6 +53,39 @@ TEST(KvCache, CountsBytesOfOneToken) {
   half.append(positions(0, 3, at::kHalf), positions(0, 3, at::kHalf), 0);
   EXPECT_EQ(half.bytes_per_token(), 2 * 3 * 10 * 2);
 }
+
+class PackedKvCache : public testing::TestWithParam<CacheFormat> {
+ protected:
+  /// Entries (2, 1, T, columns) of bf16 with columns of very different sizes.
+  at::Tensor entries(int64_t count) const {
+    at::manual_seed(5);
+    const at::Tensor sizes = at::logspace(-2, 2, columns_.all(), 10.0, at::kFloat);
+    return (at::randn({2, 1, count, columns_.all()}) * sizes).to(at::kBFloat16);
+  }
+  const CacheColumns columns_{16, 8, 3};
+};
+
+TEST_P(PackedKvCache, GivesBackWhatPagesWould) {
+  const at::Tensor all = entries(300);
+  for (const int64_t window : {0, 5, 100}) {
+    KvCache cache(GetParam(), columns_);
+    for (const int64_t added : {5, 1, 57, 1, 1, 130, 4, 60, 41}) {
+      const int64_t first = cache.tokens(), seen = first + added;
+      const at::Tensor more = all.narrow(2, first, added);
+      const KvCache::View view = cache.append(more, more.narrow(3, 0, 0), window);
+      const at::Tensor expected = as_cached(all.narrow(2, 0, seen).squeeze(1), GetParam(), columns_).unsqueeze(1);
+      ASSERT_EQ(view.first_position + view.k.size(2), seen);
+      EXPECT_LE(view.first_position, window > 0 ? std::max<int64_t>(0, first - window + 1) : 0);
+      EXPECT_TRUE(at::equal(view.k, expected.narrow(2, view.first_position, view.k.size(2)))) << seen;
+      if (window > 0) {
+        EXPECT_LT(view.k.size(2), window + added + 64);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, PackedKvCache,
+                         testing::Values(CacheFormat::int8, CacheFormat::fp8, CacheFormat::int4));
 
 }  // namespace
 }  // namespace cinch

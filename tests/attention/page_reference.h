@@ -38,15 +38,16 @@ inline double fp8_magnitude(int code) {
   const int exponent = code >> 3, mantissa = code & 7;
   return exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
 }
-/// The nearest code, of two the even one.
+/// The nearest code, of two the even one; at most 448.
 inline uint8_t fp8_code(float x) {
-  int best = 0;
   const double magnitude = std::abs(static_cast<double>(x));
-  for (int code = 1; code <= 0x7e; ++code) {
-    const double ahead = std::abs(fp8_magnitude(code) - magnitude), held = std::abs(fp8_magnitude(best) - magnitude);
-    if (ahead < held || (ahead == held && code % 2 == 0)) best = code;
+  int code = 0;
+  while (code < 0x7e && fp8_magnitude(code + 1) <= magnitude) ++code;
+  if (code < 0x7e) {
+    const double below = magnitude - fp8_magnitude(code), above = fp8_magnitude(code + 1) - magnitude;
+    if (above < below || (above == below && code % 2 == 1)) ++code;
   }
-  return static_cast<uint8_t>(best | (std::signbit(x) ? 0x80 : 0));
+  return static_cast<uint8_t>(code | (std::signbit(x) ? 0x80 : 0));
 }
 
 /// int8, fp8: one token's codes, and the scales of its latent and its rotary keys.

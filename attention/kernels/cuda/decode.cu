@@ -68,7 +68,9 @@ int launch_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t ba
 }
 
 int launch_decode(const DecodeJob& job, void* stream) {
-  const auto launch = job.step.type == CINCH_DECODE_BF16 ? &launch_bf16 : &launch_fp16;
+  const bool bf16 = job.step.type == CINCH_DECODE_BF16, packed = job.step.cache_format != CINCH_CACHE_16BIT;
+  const auto launch =
+      packed ? (bf16 ? &launch_packed_bf16 : &launch_packed_fp16) : (bf16 ? &launch_bf16 : &launch_fp16);
   if (job.phases == kStream || job.phases == kMerge || job.phases == kMap) return launch(job, false, stream);
   const int status = launch(job, true, stream);
   if (status != cudaErrorCooperativeLaunchTooLarge && status != cudaErrorNotSupported) return status;
@@ -108,6 +110,10 @@ extern "C" int32_t cinch_decode_plan(int32_t* plan, int32_t parts, const int32_t
 extern "C" int32_t cinch_decode_run(const CinchDecodeStep* step, void* stream, char* error, uint64_t error_size) {
   Choice choice{};
   if (choose(*step, choice, error, error_size) != 0) return -1;
+  if (const char* const missing = missing_array(*step)) {
+    snprintf(error, error_size, "%s", missing);
+    return -1;
+  }
   DecodeJob job{};
   job.step = *step;
   job.tiling = choice.tiling;

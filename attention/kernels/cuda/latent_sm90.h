@@ -19,6 +19,7 @@ inline const char* sm90_missing(const CinchDecodeStep& step, int compute_major, 
   if (rope < 8 || rope > 128 || rope % 8 != 0) return "qk_rope_head_dim must be a multiple of 8 in 8..128";
   if (step.rope_per_kv_head != 0 && step.n_kv_heads > 1) return "one rotary key for all heads only";
   if (step.key_scales != 0) return "no key scales";
+  if (step.cache_format != CINCH_CACHE_16BIT) return "caches of 16 bits only";
   return nullptr;
 }
 

@@ -5,7 +5,7 @@
 namespace cinch::decode {
 namespace {
 
-constexpr int kTilePitch = kTileColumns * 2;
+constexpr int kMostColumns = 8 * 32 * kLaneUnits;  // of a part of a token's codes
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -87,8 +87,10 @@ bool check_pages(const CinchCacheAppend& a, int64_t page_bytes, char* error, uin
       {a.kind == CINCH_DECODE_LATENT, "a cache below 16 bits needs latent attention", a.kind},
       {a.block_table != nullptr, "a cache below 16 bits needs pages", 0},
       {a.pairs == CINCH_PAIRS_NEIGHBOURS, "a cache below 16 bits needs pairs of neighbours", a.pairs},
-      {a.kv_lora_rank % 8 == 0, "kv_lora_rank of a cache below 16 bits must be a multiple of 8", a.kv_lora_rank},
-      {a.qk_rope_head_dim % 8 == 0, "qk_rope_head_dim of a cache below 16 bits must be a multiple of 8",
+      {a.kv_lora_rank % 8 == 0 && a.kv_lora_rank <= kMostColumns,
+       "kv_lora_rank of a cache below 16 bits must be a multiple of 8, at most 1024", a.kv_lora_rank},
+      {a.qk_rope_head_dim % 8 == 0 && rotary_columns(a) <= kMostColumns,
+       "qk_rope_head_dim of a cache below 16 bits must be a multiple of 8, all rotary columns at most 1024",
        a.qk_rope_head_dim},
       {a.keys.data != nullptr && a.keys.page_stride >= page_bytes && a.keys.page_stride % 16 == 0,
        "keys must be there, with a page_stride in bytes that holds a page, a multiple of 16", a.keys.page_stride},
@@ -99,87 +101,83 @@ bool check_pages(const CinchCacheAppend& a, int64_t page_bytes, char* error, uin
   return check(rules, error, error_size);
 }
 
-AppendRows rows_of(const CinchTokenRows& from, int heads, int width, int rotary_dim) {
-  AppendRows rows{};
-  rows.from = static_cast<const uint16_t*>(from.data);
-  rows.batch_stride = from.batch_stride;
-  rows.head_stride = from.head_stride;
-  rows.token_stride = from.token_stride;
-  rows.heads = heads;
-  rows.width = width;
-  rows.rotary_dim = rotary_dim;
-  return rows;
-}
-
 class JobMaker {
  public:
   explicit JobMaker(AppendJob& job) : job_(job), a_(job.append) {}
 
   void make() {
-    const bool latent = a_.kind == CINCH_DECODE_LATENT;
+    const bool latent = a_.kind == CINCH_DECODE_LATENT, pages = a_.cache_format != CINCH_CACHE_16BIT;
+    const int width = latent ? a_.qk_rope_head_dim : a_.head_dim;
     if (a_.q.data != nullptr) {
-      AppendRows q = rows_of(a_.q, a_.n_heads, latent ? a_.qk_rope_head_dim : a_.head_dim, a_.rotary_dim);
-      q.to = static_cast<uint16_t*>(a_.q_out);
-      q.to_page_stride = a_.q_out_batch_stride;
-      q.to_head_stride = a_.q_out_head_stride;
-      q.to_token_stride = a_.q_out_token_stride;
-      add(q);
+      const CinchDecodeCache to{a_.q_out, a_.q_out_batch_stride, a_.q_out_head_stride, a_.q_out_token_stride};
+      move(set(kQueryRows, a_.q, a_.n_heads, width, a_.rotary_dim), to, /*in_cache=*/false);
     }
     if (latent) {
-      add_latent();
+      job_.columns = a_.kv_lora_rank + rotary_columns(a_);
+      AppendRows& values = set(kLatentRows, a_.v, 1, a_.kv_lora_rank, 0);
+      AppendRows& keys = set(kRotaryRows, a_.k, rotary_heads(a_), width, a_.rotary_dim);
+      AppendRows& scales = set(kScaleRows, a_.scales, 1, scale_columns(a_), 0);
+      if (!pages) {
+        move(values, columns_of(a_.keys, 0), true);
+        move(keys, columns_of(a_.keys, a_.kv_lora_rank), true);
+        move(scales, columns_of(a_.keys, job_.columns), true);
+      }
     } else {
-      add_to_cache(rows_of(a_.k, a_.n_kv_heads, a_.head_dim, a_.rotary_dim), a_.keys, 0, a_.keys.head_stride);
-      add_to_cache(rows_of(a_.v, a_.n_kv_heads, a_.head_dim, 0), a_.values, 0, a_.values.head_stride);
+      move(set(kKeyRows, a_.k, a_.n_kv_heads, width, a_.rotary_dim), a_.keys, true);
+      move(set(kValueRows, a_.v, a_.n_kv_heads, width, 0), a_.values, true);
     }
     const int64_t tokens = int64_t{a_.batch} * a_.tokens;
     job_.row_splits = divide_up(job_.units, kAppendThreads);
-    job_.row_blocks = tokens * job_.row_splits;
-    job_.blocks = job_.row_blocks;
+    job_.blocks = job_.row_blocks = tokens * job_.row_splits;
+    if (pages) count_page_blocks(tokens);
+  }
+
+ private:
+  AppendRows& set(int place, const CinchTokenRows& from, int heads, int width, int rotary_dim) {
+    AppendRows& rows = job_.rows[place];
+    rows.from = static_cast<const uint16_t*>(from.data);
+    rows.batch_stride = from.batch_stride;
+    rows.head_stride = from.head_stride;
+    rows.token_stride = from.token_stride;
+    rows.heads = heads;
+    rows.width = width;
+    rows.rotary_dim = rotary_dim;
+    return rows;
+  }
+
+  /// From `column` of a latent's rows on; heads there are rotary keys side by side.
+  CinchDecodeCache columns_of(const CinchDecodeCache& cache, int64_t column) const {
+    return {static_cast<const uint16_t*>(cache.data) + column, cache.page_stride, a_.qk_rope_head_dim,
+            cache.token_stride};
+  }
+
+  void move(AppendRows& rows, const CinchDecodeCache& to, bool in_cache) {
+    rows.to = static_cast<uint16_t*>(const_cast<void*>(to.data));
+    rows.to_page_stride = to.page_stride;
+    rows.to_head_stride = to.head_stride;
+    rows.to_token_stride = to.token_stride;
+    rows.in_cache = in_cache ? 1 : 0;
+    if (a_.pairs == CINCH_PAIRS_HALVES) rows.turning_units = divide_up(rows.rotary_dim / 2, 8);
+    rows.units = rows.turning_units + divide_up(rows.width - (rows.turning_units > 0 ? rows.rotary_dim : 0), 8);
+    job_.units += rows.units * rows.heads;
+  }
+
+  void count_page_blocks(int64_t tokens) {
+    constexpr int kWarps = kAppendThreads / 32;
     if (a_.cache_format == CINCH_CACHE_INT4) {
-      job_.pages = (a_.tokens + 126) / CINCH_DECODE_PAGE;
+      job_.pages = divide_up(a_.tokens, CINCH_DECODE_PAGE);
       job_.tiles = divide_up(job_.columns, kTileColumns) + (a_.key_scales != 0 ? 1 : 0);
       job_.blocks += int64_t{a_.batch} * job_.pages * job_.tiles;
-      job_.shared_bytes = CINCH_DECODE_PAGE * kTilePitch + (kAppendThreads / 32 + 1) * kTileColumns * 8;
-    } else if (a_.cache_format != CINCH_CACHE_16BIT) {
+      // A tile's rows; then of every column least and most number by warp, and scale and zero.
+      job_.shared_bytes = CINCH_DECODE_PAGE * kTileColumns * 2 + (kWarps + 1) * kTileColumns * 8;
+    } else {
       job_.parts = a_.key_scales != 0 ? 3 : 2;
-      constexpr int kWarps = kAppendThreads / 32;
       job_.blocks += (tokens * job_.parts + kWarps - 1) / kWarps;
     }
   }
 
- private:
-  void add_latent() {
-    const int rope = rotary_columns(a_);
-    job_.columns = a_.kv_lora_rank + rope;
-    job_.latent = rows_of(a_.v, 1, a_.kv_lora_rank, 0);
-    job_.rotary = rows_of(a_.k, rotary_heads(a_), a_.qk_rope_head_dim, a_.rotary_dim);
-    job_.scales = rows_of(a_.scales, 1, scale_columns(a_), 0);
-    if (a_.cache_format != CINCH_CACHE_16BIT) return;
-    add_to_cache(job_.latent, a_.keys, 0, 0);
-    add_to_cache(job_.rotary, a_.keys, a_.kv_lora_rank, a_.qk_rope_head_dim);
-    add_to_cache(job_.scales, a_.keys, job_.columns, 0);
-  }
-
-  void add_to_cache(AppendRows rows, const CinchDecodeCache& cache, int64_t column, int64_t head_stride) {
-    rows.to = static_cast<uint16_t*>(const_cast<void*>(cache.data)) + column;
-    rows.to_page_stride = cache.page_stride;
-    rows.to_head_stride = head_stride;
-    rows.to_token_stride = cache.token_stride;
-    rows.in_cache = 1;
-    add(rows);
-  }
-
-  void add(AppendRows rows) {
-    if (rows.width == 0) return;
-    if (a_.pairs == CINCH_PAIRS_HALVES) rows.turning_units = divide_up(rows.rotary_dim / 2, 8);
-    rows.units = rows.turning_units + divide_up(rows.width - (rows.turning_units > 0 ? rows.rotary_dim : 0), 8);
-    job_.rows[count_++] = rows;
-    job_.units += rows.units * rows.heads;
-  }
-
   AppendJob& job_;
   const CinchCacheAppend& a_;
-  int count_ = 0;
 };
 
 }  // namespace

@@ -6,15 +6,18 @@
 
 namespace cinch::decode {
 
-/// Columns [column, column + 8) of the row that a new token would have in a 16-bit cache.
+/// Where columns [column, column + 8) come from, of the row that a new token would have in a 16-bit cache.
+CINCH_DEVICE const uint16_t* row_source(const AppendJob& job, NewToken token, int column) {
+  const int inside = column - job.append.kv_lora_rank;
+  if (inside < 0) return numbers_from(job.rows[kLatentRows], token, 0) + column;
+  const int head = inside / job.append.qk_rope_head_dim;
+  return numbers_from(job.rows[kRotaryRows], token, head) + inside - head * job.append.qk_rope_head_dim;
+}
+/// And what becomes of them.
 template <class T>
-CINCH_DEVICE Unit row_unit(const AppendJob& job, NewToken token, int position, int column) {
-  const int rank = job.append.kv_lora_rank, width = job.append.qk_rope_head_dim;
-  if (column < rank) return load_unit(numbers_from(job.latent, token, 0) + column, 8);
-  const int head = (column - rank) / width, inside = column - rank - head * width;
-  Unit unit = load_unit(numbers_from(job.rotary, token, head) + inside, 8);
-  turn_neighbours<T>(job.append, position, inside, unit);
-  return unit;
+CINCH_DEVICE void turn_row(const AppendJob& job, int position, int column, Unit& unit) {
+  const int inside = column - job.append.kv_lora_rank;
+  if (inside >= 0) turn_neighbours<T>(job.append, position, inside % job.append.qk_rope_head_dim, unit);
 }
 CINCH_DEVICE char* page_at(const AppendJob& job, int sequence, int position) {
   char* const pages = static_cast<char*>(const_cast<void*>(job.append.keys.data));
@@ -22,7 +25,7 @@ CINCH_DEVICE char* page_at(const AppendJob& job, int sequence, int position) {
 }
 /// Of a token of a page.
 CINCH_DEVICE uint16_t* key_scales_at(const AppendJob& job, char* page, int row) {
-  return reinterpret_cast<uint16_t*>(page + job.layout.key_scales) + row * job.scales.width;
+  return reinterpret_cast<uint16_t*>(page + job.layout.key_scales) + row * job.rows[kScaleRows].width;
 }
 
 /// int8, fp8: a piece of work by one warp.
@@ -33,28 +36,40 @@ CINCH_DEVICE void append_codes(const AppendJob& job, NewToken token, int part, i
   if (position < 0) return;
   char* const page = page_at(job, token.sequence, position);
   if (part == 2) {
-    const uint16_t* const from = numbers_from(job.scales, token, 0);
-    for (int i = lane; i < job.scales.width; i += 32) key_scales_at(job, page, row)[i] = from[i];
+    const uint16_t* const from = numbers_from(job.rows[kScaleRows], token, 0);
+    for (int i = lane; i < job.rows[kScaleRows].width; i += 32) key_scales_at(job, page, row)[i] = from[i];
     return;
   }
-  const int begin = part == 0 ? 0 : append.kv_lora_rank, end = part == 0 ? append.kv_lora_rank : job.columns;
+  const int begin = (part == 0 ? 0 : append.kv_lora_rank) + 8 * lane;
+  const int end = part == 0 ? append.kv_lora_rank : job.columns;
+  Unit units[kLaneUnits];  // all on their way at once
+  CINCH_UNROLL
+  for (int j = 0; j < kLaneUnits; ++j) {
+    const int column = begin + 8 * 32 * j;
+    units[j] = column < end ? load_unit(row_source(job, token, column), 8) : Unit{};
+  }
   float magnitude = 0;
-  for (int column = begin + 8 * lane; column < end; column += 8 * 32) {
-    const Unit unit = row_unit<T>(job, token, position, column);
+  CINCH_UNROLL
+  for (int j = 0; j < kLaneUnits; ++j) {
+    const int column = begin + 8 * 32 * j;
+    if (column >= end) continue;
+    turn_row<T>(job, position, column, units[j]);
     CINCH_UNROLL
-    for (int i = 0; i < 8; ++i) magnitude = fmaxf(magnitude, fabsf(number_of<T>(unit, i)));
+    for (int i = 0; i < 8; ++i) magnitude = fmaxf(magnitude, fabsf(number_of<T>(units[j], i)));
   }
   CINCH_UNROLL
   for (int mask = 16; mask > 0; mask /= 2) magnitude = fmaxf(magnitude, shuffle_xor(magnitude, mask));
   const uint16_t bits = token_scale(append.cache_format, magnitude);
   if (lane == 0) reinterpret_cast<uint16_t*>(page + job.layout.scales)[2 * row + part] = bits;
   const float scale = Bf16::to_float(bits);
-  for (int column = begin + 8 * lane; column < end; column += 8 * 32) {
-    const Unit unit = row_unit<T>(job, token, position, column);
+  CINCH_UNROLL
+  for (int j = 0; j < kLaneUnits; ++j) {
+    const int column = begin + 8 * 32 * j;
+    if (column >= end) continue;
     uint32_t codes[2] = {0, 0};
     CINCH_UNROLL
     for (int i = 0; i < 8; ++i) {
-      const uint32_t code = token_code(append.cache_format, number_of<T>(unit, i), scale);
+      const uint32_t code = token_code(append.cache_format, number_of<T>(units[j], i), scale);
       codes[i / 4] |= code << (8 * (i % 4));
     }
     global_store(page + row * job.layout.row_bytes + column, Words2{codes[0], codes[1]});
@@ -111,14 +126,35 @@ class Int4Tile {
            position % CINCH_DECODE_PAGE * open.token_stride;
   }
 
+  // Of the tile's places, (64 rows, 8 units), each thread takes this many.
+  static constexpr int kThreadUnits = CINCH_DECODE_PAGE * 8 / kAppendThreads;
+  struct Place {
+    int row, unit;
+  };
+  CINCH_DEVICE Place place(int index) const {
+    const int i = thread_ + index * kAppendThreads;
+    return {i / 8, i % 8};
+  }
+  CINCH_DEVICE Shared at(Place p) const { return shared_ + static_cast<Shared>(p.row * kPitch + 16 * p.unit); }
+
   /// The page's rows to shared memory.
   CINCH_DEVICE void gather() const {
-    for (int i = thread_; i < CINCH_DECODE_PAGE * units_; i += kAppendThreads) {
-      const int row = i / units_, unit = i - row * units_, position = page_begin_ + row, column = column_ + 8 * unit;
-      const Unit numbers = position < begin_ ? load_unit(open_row(position) + column, 8)
-                                             : row_unit<T>(job_, token_at(position), position, column);
-      shared_store(shared_ + static_cast<Shared>(row * kPitch + 16 * unit),
-                   Words4{numbers.words[0], numbers.words[1], numbers.words[2], numbers.words[3]});
+    Unit units[kThreadUnits];  // all on their way at once
+    CINCH_UNROLL
+    for (int j = 0; j < kThreadUnits; ++j) {
+      const Place p = place(j);
+      const int position = page_begin_ + p.row, column = column_ + 8 * p.unit;
+      if (p.unit >= units_) continue;
+      units[j] =
+          load_unit(position < begin_ ? open_row(position) + column : row_source(job_, token_at(position), column), 8);
+    }
+    CINCH_UNROLL
+    for (int j = 0; j < kThreadUnits; ++j) {
+      const Place p = place(j);
+      const int position = page_begin_ + p.row;
+      if (p.unit >= units_) continue;
+      if (position >= begin_) turn_row<T>(job_, position, column_ + 8 * p.unit, units[j]);
+      shared_store(at(p), Words4{units[j].words[0], units[j].words[1], units[j].words[2], units[j].words[3]});
     }
   }
 
@@ -167,17 +203,19 @@ class Int4Tile {
 
   CINCH_DEVICE void pack_codes() const {
     char* const page = page_at(job_, sequence_, page_begin_);
-    for (int i = thread_; i < CINCH_DECODE_PAGE * units_; i += kAppendThreads) {
-      const int row = i / units_, unit = i - row * units_;
-      const Words4 v = shared_words4(shared_ + static_cast<Shared>(row * kPitch + 16 * unit));
+    CINCH_UNROLL
+    for (int j = 0; j < kThreadUnits; ++j) {
+      const Place p = place(j);
+      if (p.unit >= units_) continue;
+      const Words4 v = shared_words4(at(p));
       const Unit numbers{{v.x, v.y, v.z, v.w}};
       uint32_t codes = 0;
       CINCH_UNROLL
-      for (int j = 0; j < 8; ++j) {
-        const Shared step = step_at(8 * unit + j);
-        codes |= channel_code(number_of<T>(numbers, j), shared_float(step), shared_float(step + 4)) << (4 * j);
+      for (int i = 0; i < 8; ++i) {
+        const Shared step = step_at(8 * p.unit + i);
+        codes |= channel_code(number_of<T>(numbers, i), shared_float(step), shared_float(step + 4)) << (4 * i);
       }
-      global_store(page + row * job_.layout.row_bytes + (column_ + 8 * unit) / 2, codes);
+      global_store(page + p.row * job_.layout.row_bytes + (column_ + 8 * p.unit) / 2, codes);
     }
   }
 
@@ -185,17 +223,19 @@ class Int4Tile {
   CINCH_DEVICE void fill_open(int first) const {
     for (int i = thread_; i < (end_ - first) * units_; i += kAppendThreads) {
       const int row = i / units_, unit = i - row * units_, position = first + row, column = column_ + 8 * unit;
-      store_unit(open_row(position) + column, row_unit<T>(job_, token_at(position), position, column), 8);
+      Unit numbers = load_unit(row_source(job_, token_at(position), column), 8);
+      turn_row<T>(job_, position, column, numbers);
+      store_unit(open_row(position) + column, numbers, 8);
     }
   }
 
   /// Key scales of tokens [first, end), to a page or to the open page.
   CINCH_DEVICE void move_scales(int first, int end, bool to_page) const {
-    const int width = job_.scales.width;
+    const int width = job_.rows[kScaleRows].width;
     for (int i = thread_; i < (end - first) * width; i += kAppendThreads) {
       const int row = i / width, scale = i - row * width, position = first + row;
       const uint16_t bits = position < begin_ ? open_row(position)[job_.columns + scale]
-                                              : numbers_from(job_.scales, token_at(position), 0)[scale];
+                                              : numbers_from(job_.rows[kScaleRows], token_at(position), 0)[scale];
       uint16_t* const to =
           to_page ? key_scales_at(job_, page_at(job_, sequence_, position), row) : open_row(position) + job_.columns;
       to[scale] = bits;

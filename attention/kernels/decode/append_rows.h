@@ -145,10 +145,10 @@ CINCH_DEVICE void append_unit(const AppendJob& job, NewToken token, int unit) {
                      : rows->turning_units > 0 ? 2 * planes + 8 * (unit - rows->turning_units)
                                                : 8 * unit;
   const int left = (halves ? planes : rows->width) - column, count = left < 8 ? left : 8;
-  // On their way before anyone waits for the position.
+  // The numbers are on their way before anyone waits for the position.
+  const int position = position_of(append, token);
   Unit first = load_unit(from + column, count), second{};
   if (halves) second = load_unit(from + planes + column, count);
-  const int position = position_of(append, token);
   if (position < 0) return;
   uint16_t* const to = place_of(append, *rows, token, head, position);
   if (halves) {

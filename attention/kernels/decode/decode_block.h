@@ -3,6 +3,7 @@
 // Flash decoding (arXiv 2205.14135, section 3.1; split over tokens as in flash-decoding).
 #pragma once
 
+#include "attention/kernels/decode/packed_slabs.h"
 #include "attention/kernels/decode/results.h"
 #include "attention/kernels/decode/slab_loader.h"
 #include "attention/kernels/decode/tile_math.h"
@@ -10,8 +11,8 @@
 
 namespace cinch::decode {
 
-/// T is Bf16 or Fp16.
-template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+/// T is Bf16 or Fp16. kPacked: the cache is in pages of fewer bits than 16.
+template <class T, int kRowTiles, int kUnits, int kColumnWarps, bool kPacked = false>
 class DecodeBlock {
  public:
   CINCH_DEVICE DecodeBlock(const DecodeJob& job, int part, int head_block, int thread)
@@ -30,33 +31,49 @@ class DecodeBlock {
     const SplitPlan plan = SplitPlan::at(const_cast<int32_t*>(step_.plan), tiling_.parts, step_.batch);
     const PlanPoint begin = plan.points[part_], end = plan.points[part_ + 1];
     BlockWalk walk(begin, end, step_.lengths, step_.window);
-    SlabLoader<(kColumnWarps < 4)> loader(job_, cache_head(), walk, thread_);
-    clear_padding();
-    const Shared ring = shared_ + static_cast<Shared>(tiling_.ring_offset);
-    const int ahead = tiling_.slabs - tiling_.warps;  // slabs on their way while a step is taken
-    loader.load(ahead, ring, 0);
-    while (walk.valid()) {
-      const int sequence = walk.sequence();
-      load_queries(sequence);
-      clear_state();
-      while (walk.valid() && walk.sequence() == sequence) {
-        for (int slab = 0; slab < kBlockSlabs; slab += tiling_.warps) {
-          sync_block();  // nobody reads the slabs of the step before any more
-          loader.load(tiling_.warps, ring, wrapped(slot_ + ahead));
-          copy_wait(ahead);
-          sync_block();
-          take_step(walk, walk.block() * kBlockTokens + slab * kSlab);
-          slot_ = wrapped(slot_ + tiling_.warps);
-        }
-        walk.next();
-      }
-      finish(sequence, plan.shares[sequence]);
+    if constexpr (kPacked) {
+      PackedSlabs<T> slabs(job_, walk, thread_);
+      clear_padding();
+      slabs.begin();
+      take_sequences(walk, plan, [&](int first) {
+        slabs.take(walk, first);
+        take_step(walk, first);
+      });
+    } else {
+      SlabLoader<(kColumnWarps < 4)> loader(job_, cache_head(), walk, thread_);
+      clear_padding();
+      const Shared ring = shared_ + static_cast<Shared>(tiling_.ring_offset);
+      const int ahead = tiling_.slabs - tiling_.warps;  // slabs on their way while a step is taken
+      loader.load(ahead, ring, 0);
+      take_sequences(walk, plan, [&](int first) {
+        sync_block();  // nobody reads the slabs of the step before any more
+        loader.load(tiling_.warps, ring, wrapped(slot_ + ahead));
+        copy_wait(ahead);
+        sync_block();
+        take_step(walk, first);
+        slot_ = wrapped(slot_ + tiling_.warps);
+      });
     }
     copy_wait(0);
     sync_block();  // shared memory is free for the combine
   }
 
  private:
+  /// step(first) of all steps of the walk, `first` their first token; results of every sequence after its last one.
+  template <class Step>
+  CINCH_DEVICE void take_sequences(BlockWalk& walk, const SplitPlan& plan, Step step) {
+    while (walk.valid()) {
+      const int sequence = walk.sequence();
+      load_queries(sequence);
+      clear_state();
+      while (walk.valid() && walk.sequence() == sequence) {
+        for (int slab = 0; slab < kBlockSlabs; slab += tiling_.warps) step(walk.block() * kBlockTokens + slab * kSlab);
+        walk.next();
+      }
+      finish(sequence, plan.shares[sequence]);
+    }
+  }
+
   static constexpr int kGroupRows = 16 * kRowTiles;
 
   // Where this thread stands. Computed where needed: registers are scarce, and most of these are used once a sequence.

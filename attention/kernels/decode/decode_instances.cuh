@@ -34,12 +34,12 @@ class GridJoin {
   unsigned before_;
 };
 
-template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+template <class T, int kRowTiles, int kUnits, int kColumnWarps, bool kPacked>
 __global__ void __maxnreg__(register_budget(kRowTiles, kUnits, kColumnWarps))
     decode_kernel(const __grid_constant__ DecodeJob job) {
   const GridPlace place{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(blockIdx.y),
                         static_cast<int>(gridDim.y), static_cast<int>(threadIdx.x)};
-  decode<T, kRowTiles, kUnits, kColumnWarps>(job, place, GridJoin(static_cast<unsigned*>(job.step.scratch)));
+  decode<T, kRowTiles, kUnits, kColumnWarps, kPacked>(job, place, GridJoin(static_cast<unsigned*>(job.step.scratch)));
 }
 
 struct LaunchKernel {
@@ -47,10 +47,10 @@ struct LaunchKernel {
   bool cooperative;
   cudaStream_t stream;
 
-  template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+  template <class T, int kRowTiles, int kUnits, int kColumnWarps, bool kPacked>
   cudaError_t visit() const {
     const Tiling& t = job.tiling;
-    const auto kernel = &decode_kernel<T, kRowTiles, kUnits, kColumnWarps>;
+    const auto kernel = &decode_kernel<T, kRowTiles, kUnits, kColumnWarps, kPacked>;
     cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, t.shared_bytes);
     if (status == cudaSuccess) {
       status =

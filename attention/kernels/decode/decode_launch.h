@@ -15,5 +15,7 @@ int launch_decode(const DecodeJob& job, void* stream);
 // The kernels of one type each.
 int launch_bf16(const DecodeJob& job, bool cooperative, void* stream);
 int launch_fp16(const DecodeJob& job, bool cooperative, void* stream);
+int launch_packed_bf16(const DecodeJob& job, bool cooperative, void* stream);
+int launch_packed_fp16(const DecodeJob& job, bool cooperative, void* stream);
 
 }  // namespace cinch::decode

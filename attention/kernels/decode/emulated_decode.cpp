@@ -15,7 +15,7 @@ struct RunGrid {
   const DecodeJob& job;
   bool last_warp_first;
 
-  template <class T, int kRowTiles, int kUnits, int kColumnWarps>
+  template <class T, int kRowTiles, int kUnits, int kColumnWarps, bool kPacked>
   int visit() const {
     const Tiling& t = job.tiling;
     const int head_blocks = t.cache_heads * t.row_blocks * t.column_blocks;
@@ -23,13 +23,20 @@ struct RunGrid {
     for (int head_block = 0; head_block < head_blocks; ++head_block) {
       for (int part = 0; part < t.parts; ++part) {
         emulator::run(block, [&](int thread) {
-          decode<T, kRowTiles, kUnits, kColumnWarps>(job, {part, t.parts, head_block, head_blocks, thread}, [] {});
+          decode<T, kRowTiles, kUnits, kColumnWarps, kPacked>(job, {part, t.parts, head_block, head_blocks, thread},
+                                                              [] {});
         });
       }
     }
     return 0;
   }
 };
+
+template <class T>
+void run_grid(const RunGrid& grid) {
+  const Tiling& t = grid.job.tiling;
+  grid.job.step.cache_format == CINCH_CACHE_16BIT ? visit_kernel<T>(t, grid) : visit_packed_kernel<T>(t, grid);
+}
 
 }  // namespace
 
@@ -41,14 +48,15 @@ void run_emulated_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int
 }
 
 void run_emulated_job(DecodeJob job, bool last_warp_first) {
+  if (const char* const missing = missing_array(job.step)) throw std::runtime_error(missing);
   job.scratch = scratch_layout(job.step, job.tiling.parts, job.tiling.value_columns);
   for (const int phase : {kStream, kMerge, kMap}) {
     job.phases = phase;
     const RunGrid grid{job, last_warp_first};
     if (job.step.type == CINCH_DECODE_BF16) {
-      visit_kernel<Bf16>(job.tiling, grid);
+      run_grid<Bf16>(grid);
     } else {
-      visit_kernel<Fp16>(job.tiling, grid);
+      run_grid<Fp16>(grid);
     }
   }
 }

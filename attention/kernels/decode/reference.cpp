@@ -5,6 +5,8 @@
 #include <limits>
 
 #include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/decode/page_pack.h"
+#include "attention/kernels/decode/split_plan.h"
 
 namespace cinch::decode {
 namespace {
@@ -79,7 +81,41 @@ int row_width(const CinchDecodeStep& step) {
          (step.key_scales != 0 ? step.n_kv_heads : 0);
 }
 
+SixteenBitStep in_sixteen_bits(const CinchDecodeStep& step) {
+  const int width = row_width(step), scales = step.key_scales != 0 ? step.n_kv_heads : 0;
+  const PageShape shape{step.cache_format, step.type, step.kv_lora_rank, width - scales - step.kv_lora_rank, scales};
+  int longest = 1;
+  for (int b = 0; b < step.batch; ++b) longest = step.lengths[b] > longest ? step.lengths[b] : longest;
+  SixteenBitStep result;
+  CinchDecodeStep& s = result.step = step;
+  s.cache_format = CINCH_CACHE_16BIT;
+  s.block_table = nullptr;
+  s.keys = {nullptr, 0, 0, (width + 7) / 8 * 8};
+  s.keys.page_stride = longest * s.keys.token_stride;
+  result.rows.assign(static_cast<size_t>(step.batch * s.keys.page_stride), 0x7fff);
+  s.keys.data = result.rows.data();
+  std::vector<float> row(static_cast<size_t>(width));
+  for (int b = 0; b < step.batch; ++b) {
+    const int length = step.lengths[b], packed = step.cache_format == CINCH_CACHE_INT4 ? length / 64 * 64 : length;
+    for (int token = first_visible(length, step.window); token < length; ++token) {
+      uint16_t* const to = result.rows.data() + b * s.keys.page_stride + token * s.keys.token_stride;
+      if (token >= packed) {
+        const auto* const open = static_cast<const uint16_t*>(step.open.data) + b * step.open.page_stride;
+        for (int i = 0; i < width; ++i) to[i] = open[token % CINCH_DECODE_PAGE * step.open.token_stride + i];
+        continue;
+      }
+      const int64_t page = step.block_table[b * step.block_table_stride + token / CINCH_DECODE_PAGE];
+      unpack_token(shape, static_cast<const uint8_t*>(step.keys.data) + page * step.keys.page_stride,
+                   token % CINCH_DECODE_PAGE, row.data());
+      for (size_t i = 0; i < row.size(); ++i)
+        to[i] = step.type == CINCH_DECODE_BF16 ? Bf16::from_float(row[i]) : Fp16::from_float(row[i]);
+    }
+  }
+  return result;
+}
+
 ReferenceResult reference_decode(const CinchDecodeStep& step) {
+  if (step.cache_format != CINCH_CACHE_16BIT) return reference_decode(in_sixteen_bits(step).step);
   ReferenceResult result;
   const int width = out_width(step);
   for (int sequence = 0; sequence < step.batch; ++sequence) {

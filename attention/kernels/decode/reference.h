@@ -14,6 +14,14 @@ struct ReferenceResult {
 };
 ReferenceResult reference_decode(const CinchDecodeStep& step);
 
+/// A step over a cache below 16 bits as the same step over a 16-bit cache of the numbers that it holds: the rows that
+/// the queries see, dense, NaN elsewhere.
+struct SixteenBitStep {
+  std::vector<uint16_t> rows;
+  CinchDecodeStep step;  // its `keys` are `rows`
+};
+SixteenBitStep in_sixteen_bits(const CinchDecodeStep& step);
+
 /// Columns of a query and of a result.
 int query_width(const CinchDecodeStep& step);
 int out_width(const CinchDecodeStep& step);

@@ -11,6 +11,7 @@ constexpr int kReservedBytes = 1024;  // of shared memory, per resident thread b
 constexpr int kRegisters = 65536;     // of a multiprocessor
 constexpr int kMaxSlabs = 16;
 constexpr int kMaxResident = 4;
+constexpr int kMaxStages = 8;
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 int round_up(int a, int b) { return divide_up(a, b) * b; }
@@ -27,10 +28,15 @@ bool check(const CinchDecodeStep& s, char* error, uint64_t error_size) {
   const bool latent = s.kind == CINCH_DECODE_LATENT, mapped = s.v_head_dim != 0;
   const int64_t rope = static_cast<int64_t>(s.qk_rope_head_dim) * (s.rope_per_kv_head != 0 ? s.n_kv_heads : 1);
   const int64_t tail = s.key_scales != 0 ? s.n_kv_heads : 0;
+  const bool packed = s.cache_format != CINCH_CACHE_16BIT;
   const auto in = [](int64_t value, int64_t low, int64_t high) { return value >= low && value <= high; };
   const auto strides = [](const CinchDecodeCache& c) {
     return c.page_stride % 8 == 0 && c.head_stride % 8 == 0 && c.token_stride % 8 == 0;
   };
+  const int64_t page = packed && latent ? page_layout(s.cache_format, static_cast<int32_t>(s.kv_lora_rank + rope),
+                                                      static_cast<int32_t>(tail))
+                                              .page_bytes
+                                        : 0;
   const Rule rules[] = {
       {s.kind == CINCH_DECODE_GROUPED || latent, "kind must be grouped or latent", s.kind},
       {s.type == CINCH_DECODE_BF16 || s.type == CINCH_DECODE_FP16, "type must be bf16 or fp16", s.type},
@@ -58,7 +64,18 @@ bool check(const CinchDecodeStep& s, char* error, uint64_t error_size) {
       {strides(s.keys) && strides(s.values), "strides of caches must be multiples of 8", s.keys.token_stride},
       {in(s.keys.token_stride, 0, 1 << 24) && in(s.values.token_stride, 0, 1 << 24),
        "a token's stride must be at most 2^24", s.keys.token_stride},
-      {!latent || s.keys.token_stride == 0 || s.keys.token_stride >= (s.kv_lora_rank + rope + tail + 7) / 8 * 8,
+      {in(s.cache_format, CINCH_CACHE_16BIT, CINCH_CACHE_INT4), "cache_format must be 16 bits, int8, fp8 or int4",
+       s.cache_format},
+      {!packed || latent, "a cache_format below 16 bits needs latent attention", s.kind},
+      {!packed || (s.keys.page_stride % 16 == 0 && (s.keys.page_stride == 0 || s.keys.page_stride >= page)),
+       "page_stride below 16 bits must be a multiple of 16 bytes and hold a page", s.keys.page_stride},
+      {s.cache_format != CINCH_CACHE_INT4 || strides(s.open), "strides of open pages must be multiples of 8",
+       s.open.token_stride},
+      {s.cache_format != CINCH_CACHE_INT4 || s.open.token_stride == 0 ||
+           s.open.token_stride >= (s.kv_lora_rank + rope + tail + 7) / 8 * 8,
+       "an open page's token_stride must hold a row, padded to a multiple of 8", s.open.token_stride},
+      {packed || !latent || s.keys.token_stride == 0 ||
+           s.keys.token_stride >= (s.kv_lora_rank + rope + tail + 7) / 8 * 8,
        "a latent's token_stride must hold its row, padded to a multiple of 8", s.keys.token_stride},
   };
   for (const Rule& rule : rules) {
@@ -82,7 +99,8 @@ void describe_shape(const CinchDecodeStep& step, Tiling& t) {
 /// Everything that follows from the shape, row_tiles, row_groups and warps, but for the number of slabs.
 void lay_out(const CinchDecodeStep& step, Tiling& t) {
   const int value_units = divide_up(t.value_columns, kUnit);
-  t.units = value_units <= 4 ? 4 : 8;
+  const bool packed = step.cache_format != CINCH_CACHE_16BIT;
+  t.units = value_units <= 4 && !packed ? 4 : 8;
   t.column_warps = std::min(t.warps, value_units <= 8 ? 1 : value_units <= 16 ? 2 : 4);
   t.column_blocks = divide_up(value_units, t.units * t.column_warps);
   t.block_units = divide_up(value_units, t.column_blocks);
@@ -107,6 +125,37 @@ void lay_out(const CinchDecodeStep& step, Tiling& t) {
   t.ring_offset = t.state_offset + block_rows * t.warps * 8;
 }
 
+/// The stages of a packed cache, but for their number: rows of codes such that the threads of a warp, which take pieces
+/// of 8 numbers of several rows, meet different banks of shared memory.
+void lay_out_stages(const CinchDecodeStep& step, Tiling& t) {
+  const bool int4 = step.cache_format == CINCH_CACHE_INT4;
+  const int tokens = t.warps * kSlab;
+  t.page = page_layout(step.cache_format, t.key_columns, t.scale_columns);
+  const int row_threads = 2 * t.warps * t.row_groups, apart = row_threads * (int4 ? 4 : 8) % 128;
+  t.stage_pitch = t.page.row_bytes;
+  const bool spread = apart % 128 != 0 && apart % 16 == 0;  // rows begin at multiples of 16
+  while (spread && t.stage_pitch % 128 != apart && t.stage_pitch % 128 != 128 - apart) t.stage_pitch += 16;
+  t.stage_scales = tokens * t.stage_pitch;
+  t.stage_key_scales = t.stage_scales + (int4 ? 4 * t.key_columns : 4 * tokens);
+  t.stage_bytes = t.stage_key_scales + 2 * t.scale_columns * tokens;
+  t.slabs = t.warps;
+  t.stage_offset = t.ring_offset + t.slabs * t.slab_bytes;
+}
+/// As many thread blocks per multiprocessor as still have two stages; else one, with what fits.
+void choose_stages(const Multiprocessor& processor, const TilingWish& wish, Tiling& t) {
+  const int by_registers =
+      kRegisters / (32 * t.warps * t.row_groups * register_budget(t.row_tiles, t.units, t.column_warps));
+  const int most = wish.resident > 0 ? wish.resident : std::min(kMaxResident, by_registers);
+  for (t.resident = std::max(1, most);; --t.resident) {
+    const int bytes = std::min(processor.shared_bytes / t.resident - kReservedBytes, processor.shared_bytes_per_block);
+    t.stages = std::clamp((bytes - t.stage_offset) / t.stage_bytes, 0, kMaxStages);
+    if (bytes < t.stage_offset) t.stages = 0;
+    if (t.resident == 1 || t.stages >= 2 || wish.resident > 0) break;
+  }
+  if (wish.slabs > 0) t.stages = std::min(t.stages, wish.slabs);
+  t.shared_bytes = t.stage_offset + t.stages * t.stage_bytes;
+}
+
 int slabs_within(const Tiling& t, int bytes) {
   return bytes < t.ring_offset ? 0 : std::min((bytes - t.ring_offset) / t.slab_bytes, kMaxSlabs);
 }
@@ -125,6 +174,19 @@ void choose_ring(const CinchDecodeStep& step, const Multiprocessor& processor, c
   }
   if (wish.slabs > 0) t.slabs = std::min(t.slabs, wish.slabs);
   t.shared_bytes = t.ring_offset + t.slabs * t.slab_bytes;
+}
+
+/// False where shared memory does not hold this layout; `ahead`: where the slabs have no lookahead either.
+bool choose_memory(const CinchDecodeStep& step, const Multiprocessor& processor, const TilingWish& wish, bool ahead,
+                   Tiling& t) {
+  if (step.cache_format != CINCH_CACHE_16BIT) {
+    lay_out_stages(step, t);
+    choose_stages(processor, wish, t);
+    return t.stages > 0;
+  }
+  choose_ring(step, processor, wish, t);
+  const int lookahead = !ahead ? 0 : step.kind == CINCH_DECODE_LATENT ? 1 : divide_up(t.warps, 2);
+  return t.slabs >= t.warps + lookahead;
 }
 
 /// The combine: groups where a sequence has many parts; pieces of work of the value map as small as thread blocks are
@@ -161,9 +223,7 @@ bool choose_tiling(const CinchDecodeStep& step, const Multiprocessor& processor,
       for (t.row_groups = row_groups; t.row_groups > 0; --t.row_groups) {
         for (t.warps = warps; t.warps > 0; t.warps /= 2) {
           lay_out(step, t);
-          choose_ring(step, processor, wish, t);
-          const int lookahead = step.kind == CINCH_DECODE_LATENT ? 1 : divide_up(t.warps, 2);
-          if (t.slabs < t.warps + (ahead ? lookahead : 0)) continue;
+          if (!choose_memory(step, processor, wish, ahead, t)) continue;
           const int head_blocks = t.cache_heads * t.row_blocks * t.column_blocks;
           t.parts = wish.parts > 0 ? wish.parts : std::max(1, processor.count * t.resident / head_blocks);
           choose_combine(step, t);

@@ -6,12 +6,16 @@
 // `row_groups` groups of `warps`; each group holds row_tiles x 16 rows and takes `warps` slabs (a "step") at a time:
 // for the scores each warp takes one slab, for the values the `column_warps` warps of a team share the columns between
 // them and the team's slabs. Teams of one warp keep probabilities in registers; teams of more exchange them.
+//
+// Pages of fewer bits than 16 come through a ring of stages, each a step's bytes, and are turned into the slabs of one
+// step.
 #pragma once
 
 #include <stdint.h>
 
 #include "attention/kernels/decode/decode_abi.h"
 #include "attention/kernels/decode/device.h"
+#include "attention/kernels/decode/page_layout.h"
 
 namespace cinch::decode {
 
@@ -54,7 +58,13 @@ struct Tiling {
   int32_t weight_pitch;
   int32_t state_offset;  // maxima and sums of warps: (row groups, warps, rows of a group) pairs of floats
   int32_t ring_offset;
-  int32_t map_offset;  // of value_map's rows in the combine
+  PageLayout page;       // below 16 bits, as the stages are
+  int32_t stage_offset;  // of the stages, which follow the slabs
+  int32_t stage_bytes, stages;
+  int32_t stage_pitch;  // of a token's codes in a stage
+  int32_t stage_scales,
+      stage_key_scales;  // in a stage: int8, fp8 (step tokens, 2); int4 scales and zeros of the columns
+  int32_t map_offset;    // of value_map's rows in the combine
   int32_t shared_bytes;
 };
 
@@ -71,7 +81,7 @@ constexpr int register_budget(int row_tiles, int units, int column_warps) {
   return units == 4 ? 128 : column_warps == 1 ? 168 : 224;
 }
 
-/// For experiments; 0 leaves the choice to choose_tiling.
+/// For experiments; 0 leaves the choice to choose_tiling. `slabs` of a packed cache: stages.
 struct TilingWish {
   int row_tiles = 0, row_groups = 0, warps = 0, slabs = 0, resident = 0, parts = 0;
 };
@@ -79,6 +89,14 @@ struct TilingWish {
 /// Chooses for a step. False with the rule and the value in `error` where no kernel covers the shape.
 bool choose_tiling(const CinchDecodeStep& step, const Multiprocessor& processor, const TilingWish& wish, Tiling& tiling,
                    char* error, uint64_t error_size);
+
+/// Null, or which array a step lacks to run, in words; its sizes do without.
+inline const char* missing_array(const CinchDecodeStep& step) {
+  if (step.cache_format != CINCH_CACHE_16BIT && step.block_table == nullptr)
+    return "a cache below 16 bits needs a block_table";
+  if (step.cache_format == CINCH_CACHE_INT4 && step.open.data == nullptr) return "an int4 cache needs open pages";
+  return nullptr;
+}
 
 // The combine's work, in pieces that thread blocks take in turn.
 

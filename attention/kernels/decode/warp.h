@@ -108,6 +108,11 @@ CINCH_DEVICE uint16_t shared_half(Shared from) {
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
   return value;
 }
+CINCH_DEVICE Words2 shared_words2(Shared from) {
+  Words2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+  return v;
+}
 CINCH_DEVICE Words4 shared_words4(Shared from) {
   Words4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -118,6 +123,9 @@ CINCH_DEVICE Words4 shared_words4(Shared from) {
 }
 CINCH_DEVICE void shared_store(Shared to, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+CINCH_DEVICE void shared_store(Shared to, uint16_t value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(value) : "memory");
 }
 CINCH_DEVICE void shared_store(Shared to, uint32_t value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
@@ -184,6 +192,7 @@ inline void sync_some(int id, int threads) { emulator::sync(id, threads); }
 inline float shared_float(Shared from) { return emulator::shared<float>(from); }
 inline uint32_t shared_word(Shared from) { return emulator::shared<uint32_t>(from); }
 inline uint16_t shared_half(Shared from) { return emulator::shared<uint16_t>(from); }
+inline Words2 shared_words2(Shared from) { return emulator::shared<Words2>(from); }
 inline Words4 shared_words4(Shared from) { return emulator::shared<Words4>(from); }
 template <class V>
 void shared_store(Shared to, V value) {

@@ -15,12 +15,12 @@
 #include "attention/kernels/decode/reference.h"
 #include "tests/attention/cuda/bench_lines.h"
 #include "tests/attention/cuda/device_program.h"
+#include "tests/attention/cuda/median_time.h"
 
 namespace cinch::decode {
 namespace {
 
 constexpr uint64_t kPool = uint64_t{20} << 30;  // random 16-bit numbers that all inputs are parts of
-constexpr int kReplays = 11;
 
 __global__ void fill_kernel(uint32_t* words, uint64_t count) {
   for (uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; i < count; i += uint64_t{gridDim.x} * blockDim.x) {
@@ -43,39 +43,6 @@ __global__ void read_kernel(const uint4* __restrict__ from, uint32_t* __restrict
     sum += v.x ^ v.y ^ v.z ^ v.w;
   }
   if (sum == 0x12345678u) *to = sum;
-}
-
-/// Microseconds of one of `count` launches that `enqueue(stream, i)` makes, i < count: median over graph replays.
-template <class Enqueue>
-double median_us(int count, Enqueue enqueue) {
-  cudaStream_t stream;
-  CINCH_CHECK(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  CINCH_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < count; ++i) enqueue(stream, i);
-  CINCH_CHECK(cudaStreamEndCapture(stream, &graph));
-  cudaGraphExec_t replay;
-  CINCH_CHECK(cudaGraphInstantiate(&replay, graph, 0));
-  cudaEvent_t begin, end;
-  CINCH_CHECK(cudaEventCreate(&begin));
-  CINCH_CHECK(cudaEventCreate(&end));
-  std::vector<float> times;
-  for (int i = 0; i < kReplays + 2; ++i) {
-    CINCH_CHECK(cudaEventRecord(begin, stream));
-    CINCH_CHECK(cudaGraphLaunch(replay, stream));
-    CINCH_CHECK(cudaEventRecord(end, stream));
-    CINCH_CHECK(cudaEventSynchronize(end));
-    float ms = 0;
-    CINCH_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 2) times.push_back(ms);
-  }
-  CINCH_CHECK(cudaEventDestroy(begin));
-  CINCH_CHECK(cudaEventDestroy(end));
-  CINCH_CHECK(cudaGraphExecDestroy(replay));
-  CINCH_CHECK(cudaGraphDestroy(graph));
-  CINCH_CHECK(cudaStreamDestroy(stream));
-  std::sort(times.begin(), times.end());
-  return static_cast<double>(times[times.size() / 2]) * 1e3 / count;
 }
 
 struct Shape {
@@ -404,6 +371,7 @@ void bench_latency(Bench& bench) {
     }
   }
 }
+void bench_appends(Bench& bench) { bench_append(bench.copy_rate()); }
 void bench_plan(Bench& bench) {
   for (const int batch : {1, 64, 1024}) {
     DeviceMemory lengths(std::vector<int32_t>(static_cast<size_t>(batch), 4096));
@@ -420,9 +388,9 @@ void bench_plan(Bench& bench) {
 
 int run_benchmark(const std::vector<std::string>& arguments) {
   Bench bench;
-  const std::map<std::string, void (*)(Bench&)> suites = {{"grouped", bench_grouped}, {"latent", bench_latent},
-                                                          {"small", bench_small},     {"tune", bench_tunings},
-                                                          {"latency", bench_latency}, {"plan", bench_plan}};
+  const std::map<std::string, void (*)(Bench&)> suites = {
+      {"grouped", bench_grouped}, {"latent", bench_latent}, {"small", bench_small},   {"tune", bench_tunings},
+      {"latency", bench_latency}, {"plan", bench_plan},     {"append", bench_appends}};
   std::vector<std::string> wanted(arguments.begin() + 1, arguments.end());
   std::string json, commit = "unknown";
   for (const auto& [name, value] : {std::pair{"--json", &json}, std::pair{"--commit", &commit}}) {
@@ -435,7 +403,7 @@ int run_benchmark(const std::vector<std::string>& arguments) {
     fprintf(stderr, "error: %s cannot be written\n", json.c_str());
     return 2;
   }
-  if (wanted.empty()) wanted = {"plan", "latent", "small", "grouped"};
+  if (wanted.empty()) wanted = {"plan", "append", "latent", "small", "grouped"};
   for (const std::string& name : wanted) {
     const auto suite = suites.find(name);
     if (suite == suites.end()) {

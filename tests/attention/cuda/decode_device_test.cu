@@ -1,5 +1,5 @@
-// A program of its own that runs the decode kernels on the GPU against the double-precision reference, for machines
-// that have a GPU and nothing else: it needs the driver alone.
+// A program of its own that runs the decode kernels on the GPU against the double-precision reference, and the cache
+// append against the loops of append_cases.h, for machines that have a GPU and nothing else: it needs the driver alone.
 //   decode_device_test            the case grid
 //   decode_device_test --tiny     a few small cases, for compute-sanitizer
 //   decode_device_test --bench    times (decode_device_bench.cu)
@@ -141,5 +141,6 @@ int main(int argc, char** argv) {
     tiny = tiny || argument == "--tiny";
     loud = loud || argument == "-v";
   }
-  return run_cases(tiny, loud);
+  const int appends = run_append_cases(tiny, loud);
+  return run_cases(tiny, loud) == 0 && appends == 0 ? 0 : 1;
 }

@@ -53,6 +53,11 @@ class DeviceMemory {
   uint64_t bytes_ = 0;
 };
 
+/// The case grid of the cache append; how many cases do not hold.
+int run_append_cases(bool tiny, bool loud);
+/// Times of the cache append; `copy_rate`: GB/s read + written of a copy in this run.
+void bench_append(double copy_rate);
+
 /// The tables that README's numbers come from. Returns 0.
 int run_benchmark(const std::vector<std::string>& arguments);
 

@@ -1,0 +1,9 @@
+#include "attention/kernels/prefill/prefill_instances.cuh"
+
+namespace cinch::prefill {
+
+int launch_forward_fp16(const ForwardJob& job, void* stream) {
+  return visit_forward<decode::Fp16>(job.tiling, LaunchForward{job, stream});
+}
+
+}  // namespace cinch::prefill
