@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
 #include <fmt/format.h>
 
 #include <chrono>
@@ -41,11 +42,16 @@ c10::ScalarType dtype_of(const BenchFlags& flags, c10::Device device) {
   return compute_dtype(!flags.dtype.empty() ? flags.dtype : device.is_cpu() ? "f32" : "bf16");
 }
 
+int64_t free_memory(c10::Device device) {
+  if (device.is_cuda()) at::accelerator::emptyCache();
+  return free_memory_bytes(device);
+}
+
 /// Measures the copy first, so that shares are of the same run.
 BenchRun start_run(const BenchFlags& flags, c10::Device device) {
   BenchRun run{
       .what = flags.what, .device = value_in("/proc/cpuinfo", "model name"), .driver = "none", .commit = flags.commit};
-  const int64_t room = free_memory_bytes(device) / 4, wanted = device.is_cpu() ? kCopyBytesCpu : kCopyBytesCuda;
+  const int64_t room = free_memory(device) / 4, wanted = device.is_cpu() ? kCopyBytesCpu : kCopyBytesCuda;
   run.copy_bytes_per_second = DeviceTimer(device).copy_speed(std::min(wanted, room));
   if (device.is_cpu()) return run;
   const CinchCudaDevice found = describe_cuda_devices().at(static_cast<size_t>(std::max<int>(device.index(), 0)));
@@ -93,7 +99,7 @@ void run_kernels(const BenchFlags& flags, c10::Device device, AtomicFile* output
                                    .functions = functions_on(device),
                                    .kernels = flags.kernels,
                                    .graphs = !flags.no_graphs,
-                                   .memory_bytes = free_memory_bytes(device),
+                                   .memory_bytes = free_memory(device),
                                    .rotation_bytes = kRotations * cache_near_processor(device),
                                    .copy_bytes_per_second = run.copy_bytes_per_second,
                                    .specified_bytes_per_second = run.specified_bytes_per_second};
@@ -118,7 +124,7 @@ void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output)
                             .kernel = kernel,
                             .graphs = !flags.no_graphs,
                             .steps = flags.steps,
-                            .free_memory = [device] { return free_memory_bytes(device); }};
+                            .free_memory = [device] { return free_memory(device); }};
   if (!flags.kv_bits.empty()) options.formats = formats_of_flags(flags);
   if (options.batches.empty())
     options.batches = device.is_cpu() ? std::vector<int64_t>{1, 4} : std::vector<int64_t>{1, 16, 64};
