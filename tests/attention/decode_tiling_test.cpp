@@ -38,6 +38,17 @@ Tiling checked_tiling(const CinchDecodeStep& step, const Multiprocessor& process
   EXPECT_GE(t.parts, 1);
   EXPECT_GE(t.shared_bytes, kMergeBytes * threads);
   for (const int pitch : {t.query_pitch, t.key_pitch, t.value_pitch}) EXPECT_EQ(pitch % 32, 16);
+  if (step.cache_format != CINCH_CACHE_16BIT) {
+    EXPECT_GE(t.stages, 1);
+    EXPECT_LE(t.stages - 1, kMaxPending);
+    EXPECT_EQ(t.slabs, t.warps);
+    EXPECT_GE(t.stage_offset, t.ring_offset + t.slabs * t.slab_bytes);
+    EXPECT_LE(t.stage_offset + t.stages * t.stage_bytes, t.shared_bytes);
+    EXPECT_GE(t.stage_pitch, t.page.row_bytes);
+    EXPECT_GE(t.stage_scales, t.warps * kSlab * t.stage_pitch);
+    for (const int offset : {t.stage_offset, t.stage_bytes, t.stage_pitch, t.stage_scales, t.stage_key_scales})
+      EXPECT_EQ(offset % 16, 0);
+  }
   if (step.v_head_dim > 0) {
     EXPECT_GE(t.value_rows, 16);
     const int pitch = (t.value_columns + 15) / 16 * 32 + 16;
@@ -75,7 +86,11 @@ TEST(DecodeTiling, FitsEveryShapeOnEveryArchitecture) {
     for (int rank = 16; rank <= 1024; rank += 8) {
       for (const int rope : {8, 64, 128}) {
         for (const int n_heads : {1, 16, 17, 32, 40, 64, 128}) {
-          checked_tiling(latent_step(rank, rope, n_heads, rank % 16 == 0 ? 128 : 0), processor);
+          CinchDecodeStep step = latent_step(rank, rope, n_heads, rank % 16 == 0 ? 128 : 0);
+          for (const int format : {CINCH_CACHE_16BIT, CINCH_CACHE_INT8, CINCH_CACHE_FP8, CINCH_CACHE_INT4}) {
+            step.cache_format = format;
+            checked_tiling(step, processor);
+          }
         }
       }
     }
@@ -92,6 +107,26 @@ TEST(DecodeTiling, StreamsOnHopperWithRoomToSpare) {
       EXPECT_EQ(t.row_blocks * t.column_blocks, 1) << "the cache is read once";
       // Little's law: some 25 KiB on their way keep an H200's multiprocessor busy.
       EXPECT_GE((t.slabs - t.warps) * t.slab_bytes * t.resident, 25 << 10) << rank << " " << n_heads;
+    }
+  }
+}
+
+/// Shared memory has 32 banks of 4 bytes: what half a warp (8 bytes each) or a warp (4 bytes) reads of rows of codes.
+TEST(DecodeTiling, ReadsOfCodesMeetDifferentBanks) {
+  for (int rank = 16; rank <= 512; rank += 8) {
+    for (const int n_heads : {16, 64}) {
+      for (const int format : {CINCH_CACHE_INT8, CINCH_CACHE_INT4}) {
+        CinchDecodeStep step = latent_step(rank, 64, n_heads, 0);
+        step.cache_format = format;
+        const Tiling t = checked_tiling(step, kHopper);
+        const int bytes = format == CINCH_CACHE_INT4 ? 4 : 8, row_threads = 2 * t.warps * t.row_groups;
+        std::array<int, 32> uses{};
+        for (int thread = 0; thread < 128 / bytes; ++thread) {
+          const int at = thread / row_threads * t.stage_pitch + thread % row_threads * bytes;
+          for (int word = 0; word < bytes; word += 4) ++uses[static_cast<size_t>((at + word) / 4 % 32)];
+        }
+        for (const int count : uses) EXPECT_EQ(count, 1) << rank << " " << n_heads << " " << format;
+      }
     }
   }
 }
