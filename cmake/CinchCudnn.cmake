@@ -54,7 +54,7 @@ function(cinch_cudnn_tests)
     PREFIX "" OUTPUT_NAME libcuda SUFFIX .so.1 NO_SONAME ON LINK_FLAGS -Wl,-soname,libcuda.so.1)
   add_executable(cudnn_plans_test ${folder}/cudnn_plans.cpp ${PROJECT_SOURCE_DIR}/attention/kernels/cudnn/cudnn_rules.cpp)
   set_target_properties(cudnn_plans_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  target_link_libraries(cudnn_plans_test PRIVATE cinch_flags fmt::fmt GTest::gtest GTest::gtest_main ${CMAKE_DL_LIBS})
+  target_link_libraries(cudnn_plans_test PRIVATE cinch_flags fmt::fmt nlohmann_json::nlohmann_json GTest::gtest GTest::gtest_main ${CMAKE_DL_LIBS})
   add_dependencies(cudnn_plans_test cinch_driver_stand_in cinch_cudnn)
 endfunction()
 

@@ -59,13 +59,6 @@ TEST(CudnnKernel, RulesOfTokensAndHeads) {
   CinchCudnnShape shape = shape_of(64, 64, CINCH_CUDNN_FORWARD);
   shape.kv_heads = 3;
   EXPECT_EQ(missing_in_cudnn(shape, 90), "query heads that are no multiple of the key heads");
-
-  shape = deterministic(shape_of(64, 64, CINCH_CUDNN_BACKWARD, 301, 301));
-  EXPECT_EQ(missing_in_cudnn(shape, 90), "");  // 2 * 8 * 301
-  shape.batch = 1, shape.heads = 9, shape.kv_heads = 3;
-  EXPECT_EQ(missing_in_cudnn(shape, 90), "deterministic gradients of a number of rows that is no multiple of 4");
-  shape.deterministic = 0;
-  EXPECT_EQ(missing_in_cudnn(shape, 90), "");
 }
 
 TEST(CudnnKernel, WorkspaceGrowsWithTheSquareOnlyWhereDeterministic) {

@@ -26,10 +26,6 @@ std::string missing_in_backward(const CinchCudnnShape& shape, int32_t compute_ca
     return fmt::format("gradients of heads of more than {} on devices of compute capability {}.{}", widest,
                        compute_capability / 10, compute_capability % 10);
   }
-  // The frontend lays the matrix of scores, which kernels store in vectors of 16 bytes, behind B*H*T numbers of 4.
-  if (shape.deterministic != 0 && shape.batch * shape.heads * shape.queries % 4 != 0) {
-    return "deterministic gradients of a number of rows that is no multiple of 4";
-  }
   return "";
 }
 

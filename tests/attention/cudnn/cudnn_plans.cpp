@@ -4,14 +4,18 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
+#include <unistd.h>
+
+#include <nlohmann/json.hpp>
 
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attention/kernels/cudnn/cudnn_abi.h"
@@ -201,6 +205,79 @@ TEST(CudnnPlans, AreSaved) {
   bytes.resize(size);
   EXPECT_EQ(save(&shape, &target, bytes.data(), bytes.size(), &size, reason.data(), reason.size()), CINCH_CUDNN_OK);
   EXPECT_NE(std::string(bytes.begin(), bytes.end()).find("cudnn_backend_data"), std::string::npos);
+}
+
+nlohmann::json saved_graph(const CinchCudnnShape& shape, const Device& device) {
+  if (const Answer answer = ask(shape, device); answer.status != CINCH_CUDNN_OK)
+    throw std::runtime_error(answer.reason);
+  const std::string properties = properties_of(device);
+  const CinchCudnnTarget target{-1, device.capability, properties.c_str()};
+  const auto save = plugin<decltype(cinch_cudnn_save)>("cinch_cudnn_save");
+  std::vector<uint8_t> bytes(size_t{1} << 22);
+  Text reason{};
+  uint64_t size = 0;
+  if (save(&shape, &target, bytes.data(), bytes.size(), &size, reason.data(), reason.size()) != CINCH_CUDNN_OK) {
+    throw std::runtime_error(reason.data());
+  }
+  bytes.resize(size);
+  return nlohmann::json::from_ubjson(bytes);
+}
+
+void expect_mask(const nlohmann::json& node, const CinchCudnnShape& shape) {
+  const bool goes_on = shape.queries < shape.keys;
+  EXPECT_EQ(node["diagonal_alignment"], goes_on ? "BOTTOM_RIGHT" : "TOP_LEFT");
+  EXPECT_EQ(node["right_bound"], 0);
+  EXPECT_EQ(node["left_bound"], shape.window > 0 ? nlohmann::json(shape.window) : nlohmann::json());
+  EXPECT_EQ(node["attn_scale_value"], "3E000000");  // 0.125
+}
+
+/// The array of that role is the one of that number, size and strides; keys and values are kept transposed by inputs.
+void expect_array(const nlohmann::json& graph, const nlohmann::json& number, int64_t uid, std::vector<int64_t> sizes,
+                  const CinchCudnnStrides& strides, bool transposed = false) {
+  EXPECT_EQ(number, uid);
+  const nlohmann::json& array = graph["tensors"][std::to_string(uid)];
+  std::vector<int64_t> steps = {strides.batch, strides.head, strides.token, 1};
+  if (transposed) std::swap(sizes[2], sizes[3]), std::swap(steps[2], steps[3]);
+  EXPECT_EQ(array["dim"], sizes) << uid;
+  EXPECT_EQ(array["stride"], steps) << uid;
+  EXPECT_EQ(array["data_type"], uid == 5 ? "FLOAT" : "BFLOAT16") << uid;
+}
+
+// No size, width or stride is that of another array, so that none can stand for another. The numbers are those that
+// run() gives pointers to: q, k, v, out, stats, dout, dq, dk, dv.
+TEST(CudnnPlans, GraphsSayWhatWasAskedFor) {
+  for (const auto& [queries, keys, window] : {std::array<int64_t, 3>{100, 300, 50}, {300, 300, 50}, {100, 300, 0}}) {
+    const Sizes sizes{2, 8, 2, queries, keys, 64, 128, window};
+    CinchCudnnShape shape = shape_of(sizes, CINCH_CUDNN_FORWARD_STATS);
+    shape.q = {queries * 8 * 64, queries * 64, 64};  // heads outside
+    const std::vector<int64_t> q = {2, 8, queries, 64}, k = {2, 2, keys, 64}, v = {2, 2, keys, 128},
+                               out = {2, 8, queries, 128}, stats = {2, 8, queries, 1};
+    const CinchCudnnStrides rows{8 * queries, queries, 1};
+    const nlohmann::json forward = saved_graph(shape, kH100), node = forward["nodes"][0];
+    expect_mask(node, shape);
+    expect_array(forward, node["inputs"]["Q"], 1, q, shape.q);
+    expect_array(forward, node["inputs"]["K"], 2, k, shape.k, true);
+    expect_array(forward, node["inputs"]["V"], 3, v, shape.v);
+    expect_array(forward, node["outputs"]["O"], 4, out, shape.out);
+    expect_array(forward, node["outputs"]["Stats"], 5, stats, rows);
+
+    CinchCudnnShape gradient = shape_of(sizes, CINCH_CUDNN_BACKWARD, true);
+    gradient.q = shape.q;
+    const nlohmann::json backward = saved_graph(gradient, kH100), back = backward["nodes"][0];
+    expect_mask(back, gradient);
+    EXPECT_EQ(back["is_deterministic_algorithm"], true);
+    expect_array(backward, back["inputs"]["Q"], 1, q, gradient.q);
+    expect_array(backward, back["inputs"]["K"], 2, k, gradient.k, true);
+    expect_array(backward, back["inputs"]["V"], 3, v, gradient.v, true);
+    expect_array(backward, back["inputs"]["O"], 4, out, gradient.out);
+    expect_array(backward, back["inputs"]["Stats"], 5, stats, rows);
+    expect_array(backward, back["inputs"]["dO"], 6, out, gradient.out);
+    expect_array(backward, back["outputs"]["dQ"], 7, q, gradient.dq);
+    expect_array(backward, back["outputs"]["dK"], 8, k, gradient.dk);
+    expect_array(backward, back["outputs"]["dV"], 9, v, gradient.dv);
+    // What the padding of the workspace counts on.
+    EXPECT_EQ(backward["fe_workspace_size"], 2 * 8 * queries * 4);
+  }
 }
 
 TEST(CudnnPlans, DescribedOnesDoNotRun) {

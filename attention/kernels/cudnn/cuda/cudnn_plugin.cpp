@@ -143,7 +143,7 @@ int32_t cinch_cudnn_load(const CinchCudnnShape* shape, const CinchCudnnTarget* t
     const auto* begin = static_cast<const uint8_t*>(bytes);
     auto outcome = std::make_shared<Outcome>();
     const BorrowedHandle handle(target->device);
-    outcome->plan = load_plan(std::vector<uint8_t>(begin, begin + size), shape->pass, handle.get());
+    outcome->plan = load_plan(std::vector<uint8_t>(begin, begin + size), *shape, handle.get());
     plans().keep(key_of(*shape, *target), outcome);
     return CINCH_CUDNN_OK;
   });

@@ -15,6 +15,8 @@ namespace {
 namespace fe = cudnn_frontend;
 using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
 
+constexpr int64_t kWorkspaceAlignment = 256;  // bytes
+
 enum Uid : int64_t { kQ = 1, kK, kV, kOut, kStats, kGradOut, kGradQ, kGradK, kGradV };
 
 /// Throws Error for a step that failed, without line breaks.
@@ -107,15 +109,24 @@ std::shared_ptr<fe::DeviceProperties> properties_of(const char* json) {
   return properties;
 }
 
+/// The frontend lays its own arrays in front of the kernels' workspace, whatever alignment that then has. Deterministic
+/// gradients have one, of B*H*T numbers; kernels store the matrix of scores behind it in vectors.
+int64_t padding_of(const CinchCudnnShape& shape) {
+  if (shape.deterministic == 0) return 0;
+  const int64_t own = shape.batch * shape.heads * shape.queries * static_cast<int64_t>(sizeof(float));
+  return (kWorkspaceAlignment - own % kWorkspaceAlignment) % kWorkspaceAlignment;
+}
+
 class GraphPlan : public Plan {
  public:
-  GraphPlan(std::unique_ptr<fe::graph::Graph> graph, int32_t pass) : graph_(std::move(graph)), pass_(pass) {
+  GraphPlan(std::unique_ptr<fe::graph::Graph> graph, const CinchCudnnShape& shape)
+      : graph_(std::move(graph)), pass_(shape.pass), padding_(padding_of(shape)) {
     check<std::runtime_error>(graph_->get_workspace_size(workspace_bytes_), "workspace size");
     // Else made by the first run, which two threads may be.
     check<std::runtime_error>(graph_->prepare_variant_pack_template(), "tensors");
   }
 
-  uint64_t workspace_bytes() const override { return static_cast<uint64_t>(workspace_bytes_); }
+  uint64_t workspace_bytes() const override { return static_cast<uint64_t>(workspace_bytes_ + padding_); }
 
   std::string engine() const override {
     std::string name;
@@ -132,7 +143,8 @@ class GraphPlan : public Plan {
       pack.insert(
           {{kGradOut, writable(tensors.dout)}, {kGradQ, tensors.dq}, {kGradK, tensors.dk}, {kGradV, tensors.dv}});
     }
-    check<std::runtime_error>(graph_->execute(handle, pack, tensors.workspace), "execution");
+    check<std::runtime_error>(graph_->execute(handle, pack, static_cast<char*>(tensors.workspace) + padding_),
+                              "execution");
   }
 
   std::vector<uint8_t> save() const override {
@@ -143,7 +155,8 @@ class GraphPlan : public Plan {
 
  private:
   std::unique_ptr<fe::graph::Graph> graph_;
-  int32_t pass_;
+  const int32_t pass_;
+  const int64_t padding_;
   int64_t workspace_bytes_ = 0;
 };
 
@@ -167,14 +180,14 @@ std::unique_ptr<Plan> build_plan(const CinchCudnnShape& shape, const CinchCudnnT
   if (shape.deterministic != 0) graph->deselect_numeric_notes({fe::NumericalNote_t::NONDETERMINISTIC});
   check<Refused>(graph->check_support(), "support");
   check<Refused>(graph->build_plans(), "plan");
-  return std::make_unique<GraphPlan>(std::move(graph), shape.pass);
+  return std::make_unique<GraphPlan>(std::move(graph), shape);
 }
 
-std::unique_ptr<Plan> load_plan(const std::vector<uint8_t>& bytes, int32_t pass, cudnnHandle_t handle) {
+std::unique_ptr<Plan> load_plan(const std::vector<uint8_t>& bytes, const CinchCudnnShape& shape, cudnnHandle_t handle) {
   open_library();
   auto graph = std::make_unique<fe::graph::Graph>();
   check<std::runtime_error>(graph->deserialize(handle, bytes), "deserialisation");
-  return std::make_unique<GraphPlan>(std::move(graph), pass);
+  return std::make_unique<GraphPlan>(std::move(graph), shape);
 }
 
 }  // namespace cinch::cudnn

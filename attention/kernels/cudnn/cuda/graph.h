@@ -26,6 +26,6 @@ class Plan {
 /// `handle`: of the target's device; null with properties. Throws Refused, std::runtime_error.
 std::unique_ptr<Plan> build_plan(const CinchCudnnShape& shape, const CinchCudnnTarget& target, cudnnHandle_t handle);
 /// Throws std::runtime_error.
-std::unique_ptr<Plan> load_plan(const std::vector<uint8_t>& bytes, int32_t pass, cudnnHandle_t handle);
+std::unique_ptr<Plan> load_plan(const std::vector<uint8_t>& bytes, const CinchCudnnShape& shape, cudnnHandle_t handle);
 
 }  // namespace cinch::cudnn
