@@ -182,6 +182,7 @@ TEST(BenchCommand, RefusesWhatIsNoBenchmark) {
       {{"bench", "decode", model, "--kernel", "mma,sm90"}, "`cinch bench decode` takes one", ""},
       {{"bench", "decode", model, "--steps", "0"}, "--steps: expected 1 to 10000, found 0", ""},
       {{"bench", "decode", model, "--batch", "0"}, "--batch: expected 1 to 65536, found 0", ""},
+      {{"bench", "decode", model, "--context", "3"}, "--context: expected 4 or more, found 3", ""},
       {{"bench", "decode", model, "--dtype", "int8"}, "--dtype: unknown value \"int8\"", ""},
       {{"bench", "decode", model, "--device", "gpu"}, "--device: unknown device \"gpu\"", ""}};
   for (const Case& c : cases) {
