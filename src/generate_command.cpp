@@ -30,7 +30,11 @@ const std::vector<std::string> kDecodeKernels = {"attend", "mma", "sm90"};
 
 DecodeKernel choose_kernel(const std::string& name) {
   const bool decode = std::find(kDecodeKernels.begin(), kDecodeKernels.end(), name) != kDecodeKernels.end();
-  force_attention_kernel(decode ? "auto" : name);
+  try {
+    force_attention_kernel(decode ? "auto" : name);
+  } catch (const UsageError& unknown) {
+    throw UsageError(unknown.what(), fmt::format("{}, {}", unknown.help(), fmt::join(kDecodeKernels, ", ")));
+  }
   return decode || name == "auto" ? parse_decode_kernel(name) : DecodeKernel::attend;
 }
 
@@ -179,9 +183,8 @@ void report(const Summary& s) {
 /// What each layer runs; on a GPU without being asked where that is not a decode kernel.
 void explain(const DecodeSession& session, c10::Device device) {
   const auto& choices = session.choices();
-  const bool without = std::any_of(choices.begin(), choices.end(), [](const DecodeChoice& choice) {
-    return choice.kernel == DecodeKernel::attend;
-  });
+  const bool without = std::any_of(choices.begin(), choices.end(),
+                                   [](const DecodeChoice& choice) { return choice.kernel == DecodeKernel::attend; });
   for (const std::string& line : session.explain()) {
     if (device.is_cuda() && without) {
       log_info("decode: " + line);
