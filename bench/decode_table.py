@@ -3,8 +3,9 @@
 
     decode_table.py FILE [MORE ...]
 
-The files are what `cinch bench kernels --output`, decode_peers.py and decode_device_test write (bench/results/README.md).
-Times are of the faster layout where a kernel has two, and of the cache's own format: peers have 16 bits. `ours / peer` below 1: ours is faster.
+The files are what `cinch bench kernels --output`, decode_peers.py and decode_device_test write
+(bench/results/README.md). Times are of the faster layout where a kernel has two, and of the cache's own format: peers
+have 16 bits. `ours / peer` below 1: ours is faster.
 """
 
 import argparse

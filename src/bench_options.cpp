@@ -10,6 +10,8 @@
 namespace cinch {
 namespace {
 
+constexpr int64_t kLeastContext = 4;  // of models: steps have to fit in
+
 CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<int64_t>& values,
                       const std::string& description) {
   return command.add_option(name, values, description)->delimiter(',')->type_name("INT");
@@ -102,6 +104,10 @@ void check_bench_flags(const BenchFlags& flags) {
   refuse(kernels ? flags.of_decode : flags.of_kernels, flags.what, kernels ? "decode" : "kernels");
   if (!flags.dtype.empty()) require_choice("--dtype", flags.dtype, {"bf16", "f16", "f32"});
   check_loads(flags.batches, flags.contexts);
+  for (const int64_t context : flags.contexts) {
+    if (!kernels && context < kLeastContext)
+      throw UsageError(fmt::format("--context: expected {} or more, found {}", kLeastContext, context));
+  }
   if (flags.steps < 1 || flags.steps > 10000)
     throw UsageError(fmt::format("--steps: expected 1 to 10000, found {}", flags.steps));
   if (!kernels && flags.kernels.size() > 1) throw UsageError("--kernel: `cinch bench decode` takes one");

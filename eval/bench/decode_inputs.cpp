@@ -46,9 +46,8 @@ at::Tensor random_pages(int64_t count, const DecodeCase& decode, at::Device devi
     return pages;
   }
   // e4m3 has numbers up to 448 and NaN where all bits but the sign's are 1: the lowest bit of the exponent stays 0.
-  const bool fp8 = decode.format == CacheFormat::fp8;
-  if (fp8) pages.narrow(1, 0, layout.scales).bitwise_and_(0xf7);
-  uniform(numbers_in(pages, layout.scales, 2 * kCachePage, at::kBFloat16), fp8 ? 0.5 : 0.01, fp8 ? 1.0 : 0.02);
+  if (decode.format == CacheFormat::fp8) pages.narrow(1, 0, layout.scales).bitwise_and_(0xf7);
+  uniform(numbers_in(pages, layout.scales, 2 * kCachePage, at::kBFloat16), 0.01, 0.02);
   return pages;
 }
 

@@ -29,7 +29,9 @@ class CaseRun {
       : decode_(decode),
         options_(options),
         element_bytes_(static_cast<int64_t>(at::elementSize(options.dtype))),
-        timer_(options.device, {.graphs = options.graphs, .fill = options.device.is_cpu() ? 0.02 : 0.05}) {}
+        timer_(options.device, {.graphs = options.graphs,
+                                .fill = options.device.is_cpu() ? 0.02 : 0.05,
+                                .least_replays = options.least_replays}) {}
 
   std::vector<KernelBenchRow> run(const std::vector<std::unique_ptr<Contender>>& list) const {
     std::vector<KernelBenchRow> rows;

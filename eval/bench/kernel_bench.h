@@ -21,6 +21,7 @@ struct KernelBenchOptions {
   const DecodeFunctions* functions = nullptr;  // that work on the device's memory; null: none
   std::vector<std::string> kernels;            // names of contenders; empty: all
   bool graphs = true;
+  int least_replays = 5;
   int64_t memory_bytes = 0;    // that may be used
   int64_t rotation_bytes = 0;  // repeats go over inputs of more than so many bytes together
   double copy_bytes_per_second = 0, specified_bytes_per_second = 0;  // of the device's memory; 0: not known

@@ -108,7 +108,7 @@ class ModelRun {
   void measure(ModelBenchRow& row) const {
     const DecodeRunOptions wish{.batch = row.batch,
                                 .context = row.context,
-                                .steps = options_.steps + kUncounted,
+                                .steps = std::min<int64_t>(options_.steps, row.context - kUncounted - 1) + kUncounted,
                                 .cache_format = row.format,
                                 .kernel = options_.kernel,
                                 .graphs = options_.graphs};
@@ -122,7 +122,7 @@ class ModelRun {
         return;
       }
       const auto run = make_decode_run(*decoder_, wish, options_.functions);
-      time(*run, row);
+      time(*run, static_cast<int>(wish.steps) - kUncounted, row);
     } catch (const std::exception& fault) {
       const BenchFault found = explain_fault(fault);
       row.status = found.status;
@@ -135,10 +135,10 @@ class ModelRun {
     return plain() ? plain_cache_bytes(config(), element_bytes_, wish) : session_cache_bytes(config(), wish);
   }
 
-  void time(DecodeRun& run, ModelBenchRow& row) const {
+  void time(DecodeRun& run, int steps, ModelBenchRow& row) const {
     const DeviceTimer timer(options_.device, {.graphs = false,  // a run brings its own
-                                              .least_replays = options_.steps,
-                                              .most_replays = options_.steps});
+                                              .least_replays = steps,
+                                              .most_replays = steps});
     const WorkTime time = timer.time({[&] { run.step(); }});
     row.kernel = run.kernel();
     row.graph = run.graph();

@@ -27,10 +27,10 @@ struct ModelBenchOptions {
   at::ScalarType dtype = at::kFloat;
   const DecodeFunctions* functions = nullptr;  // that work on the device's memory; null: DecoderModel::forward alone
   std::vector<CacheFormat> formats = {CacheFormat::sixteen_bit};  // below 16 bits: of latents
-  std::vector<int64_t> batches, contexts;
+  std::vector<int64_t> batches, contexts;                         // contexts of 4 tokens or more
   DecodeKernel kernel = DecodeKernel::automatic;
   bool graphs = true;
-  int steps = 20;                        // that are timed
+  int steps = 20;                        // timed at most; the caches end at the context
   double copy_bytes_per_second = 0;      // of the device's memory; 0: not known
   std::function<int64_t()> free_memory;  // bytes that can be allocated now
 };

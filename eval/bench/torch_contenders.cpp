@@ -49,10 +49,8 @@ class AttendContender : public TorchContender {
   PreparedDecode prepare(const DecodeCase& decode, const std::vector<DecodeInputs>& inputs) const override {
     PreparedDecode prepared = TorchContender::prepare(decode, inputs);
     const AttentionRequest request = request_of(decode, inputs.front());
-    for (const AttentionKernel* kernel : attention_kernels()) {
-      if (!kernel->missing(request).empty()) continue;
-      prepared.kernel = "attend: " + kernel->name();
-      break;
+    for (const KernelVerdict& verdict : explain_dispatch(request)) {
+      if (verdict.runs) prepared.kernel = "attend: " + verdict.kernel;
     }
     return prepared;
   }

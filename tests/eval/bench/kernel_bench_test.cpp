@@ -28,6 +28,13 @@ KernelBenchOptions small_run(at::ScalarType dtype, const DecodeFunctions* functi
   return {.dtype = dtype, .functions = functions, .memory_bytes = int64_t{1} << 30, .copy_bytes_per_second = 1e9};
 }
 
+/// The emulator is slow.
+KernelBenchOptions emulated_run(at::ScalarType dtype, const DecodeFunctions& functions) {
+  KernelBenchOptions options = small_run(dtype, &functions);
+  options.least_replays = 1;
+  return options;
+}
+
 std::vector<KernelBenchRow> rows_of(const std::vector<DecodeCase>& cases, const KernelBenchOptions& options) {
   std::vector<KernelBenchRow> rows;
   bench_kernels(cases, options,
@@ -75,9 +82,10 @@ TEST_F(EmulatedKernelBench, TheStepIsSetUpAsTheKernelsReadIt) {
   ragged.ragged = ragged_grouped.ragged = true;
   mapped.v_head_dim = 40;
   for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
-    KernelBenchOptions options = small_run(type, &emulated_decode_functions());
+    KernelBenchOptions options = emulated_run(type, emulated_decode_functions());
     options.kernels = {"cinch", "mma"};
-    for (const DecodeCase& decode : {latent(2, 130), grouped(2, 70), ragged, ragged_grouped, mapped}) {
+    const std::vector<DecodeCase> all = {latent(2, 130), grouped(2, 70), ragged, ragged_grouped, mapped};
+    for (const DecodeCase& decode : type == at::kHalf ? std::vector{mapped} : all) {
       const std::vector<KernelBenchRow> rows = rows_of({decode}, options);
       ASSERT_EQ(rows.size(), 2u);
       for (const KernelBenchRow& row : rows) {
@@ -88,6 +96,22 @@ TEST_F(EmulatedKernelBench, TheStepIsSetUpAsTheKernelsReadIt) {
         EXPECT_GT(row.plan_seconds, 0);
         EXPECT_EQ(row.cache_bytes, cache_bytes(decode, 2));
       }
+    }
+  }
+}
+
+TEST_F(EmulatedKernelBench, PagesOfFewerBitsToo) {
+  for (const CacheFormat format : {CacheFormat::int8, CacheFormat::fp8, CacheFormat::int4}) {
+    for (const int64_t context : {63, 64, 130}) {
+      DecodeCase decode = latent(2, context);
+      decode.format = format;
+      KernelBenchOptions options = emulated_run(at::kBFloat16, emulated_decode_functions());
+      options.kernels = {"cinch"};
+      const std::vector<KernelBenchRow> rows = rows_of({decode}, options);
+      ASSERT_EQ(rows.size(), 1u);
+      EXPECT_EQ(rows[0].status, "ok") << text_of(decode) << ": " << rows[0].reason << " " << rows[0].error;
+      EXPECT_GT(rows[0].error, 0);
+      EXPECT_EQ(row_json(rows[0], options)["kv_format"], name_of(format));
     }
   }
 }
@@ -114,7 +138,7 @@ TEST_F(EmulatedKernelBench, WrongResultsAreNotTimed) {
   for (const CinchDecodeRun run : {&spoiled_run, &infinite_run}) {
     DecodeFunctions functions = emulated_decode_functions();
     functions.run = run;
-    KernelBenchOptions options = small_run(at::kBFloat16, &functions);
+    KernelBenchOptions options = emulated_run(at::kBFloat16, functions);
     options.kernels = {"cinch"};
     const std::vector<KernelBenchRow> rows = rows_of({latent(1, 64)}, options);
     ASSERT_EQ(rows.size(), 1u);

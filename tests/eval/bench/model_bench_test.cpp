@@ -125,6 +125,17 @@ TEST(ModelBench, CachesAreFilledAndGrowByTheSteps) {
   }
 }
 
+TEST(ModelBench, ShortContextsHaveFewerSteps) {
+  ModelBenchOptions options = small_run();
+  options.batches = {1};
+  options.contexts = {4, 8};
+  options.steps = 4;
+  const std::vector<ModelBenchRow> rows = rows_of({{"stories", stories()}}, options);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].steps, 1);
+  EXPECT_EQ(rows[1].steps, 4);
+}
+
 TEST(ModelBench, WhatAPlainRunTakes) {
   const ModelConfig config = stories()->config();  // 64 numbers per token and layer, 5 layers
   // 59 tokens take one block of 64, which 5 steps fill; one layer more while it is filled.
