@@ -31,15 +31,20 @@ class AttentionKernel {
   virtual std::string name() const = 0;
   /// Empty when this kernel can serve the request, else the missing feature in words.
   virtual std::string missing(const AttentionRequest& request) const = 0;
+  /// Why it leaves a request that it covers to a later kernel; empty where it does not. Not asked when it is forced.
+  virtual std::string leaves(const AttentionRequest&) const { return ""; }
+  /// Whether it has to equal the reference on a small request before it is used (kernels/kernel_check.h).
+  virtual bool is_checked_first() const { return false; }
   /// (B, H, T, Dv) in q's dtype.
   virtual at::Tensor run(const AttentionRequest& request) const = 0;
 };
 
 /// In order of preference; the last is the reference and takes everything.
 const std::vector<const AttentionKernel*>& attention_kernels();
-/// Runs the first kernel that covers the request, or the forced one. Warns, once per process and reason, when only the
-/// reference covers a request whose gradients are recorded and whose scores are many: it holds them all.
-/// Throws ShapeError when the documents do not fit the queries, UnsupportedError when a forced kernel does not cover.
+/// Runs the first kernel that covers the request and does not leave it, or the forced one. Warns, once per process and
+/// reason, when only the reference covers a request whose gradients are recorded and whose scores are many: it holds
+/// them all. Throws ShapeError when the documents do not fit the queries, UnsupportedError when a forced kernel does
+/// not cover.
 at::Tensor attend(const AttentionRequest& request);
 /// From now on every request of this process runs on the kernel of this name; "auto" undoes it. Throws UsageError
 /// naming the known ones.
@@ -48,7 +53,7 @@ void force_attention_kernel(const std::string& name);
 struct KernelVerdict {
   std::string kernel;
   bool runs;            // one of all does
-  std::string missing;  // why it cannot; empty where it could or does
+  std::string why_not;  // "misses soft cap"; empty where it could or does
 };
 /// What every kernel says of the request, in order of preference.
 std::vector<KernelVerdict> explain_dispatch(const AttentionRequest& request);

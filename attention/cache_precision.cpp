@@ -30,7 +30,7 @@ at::Tensor rounded_groups(const at::Tensor& x, int64_t dim, int bits) {
 
 /// x in groups of precision.group along `dim`, the last one shorter where they do not come out even.
 at::Tensor rounded_along(const at::Tensor& x, int64_t dim, const CachePrecision& precision) {
-  if (!precision.rounds() || x.numel() == 0) return x;
+  if (precision.bits >= 16 || x.numel() == 0) return x;
   const at::Tensor wide = x.to(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
   const int64_t size = x.size(dim), even = size / precision.group * precision.group;
   std::vector<at::Tensor> parts;
@@ -47,19 +47,26 @@ at::Tensor rounded_along(const at::Tensor& x, int64_t dim, const CachePrecision&
 double CachePrecision::bits_per_number() const { return bits_per_number(group); }
 
 double CachePrecision::bits_per_number(int64_t width) const {
-  if (!rounds() || width == 0) return bits;
+  if (bits >= 16 || width == 0) return bits;
   const int64_t groups = (width + group - 1) / group;
   return bits + kGroupBits * static_cast<double>(groups) / static_cast<double>(width);
 }
 
-std::string CachePrecision::name() const { return rounds() ? fmt::format("int{}", bits) : "16 bit"; }
+std::string CachePrecision::name() const {
+  if (served == CacheFormat::int8) return "int8-token";  // "int8" has scales of channels
+  if (served != CacheFormat::sixteen_bit) return name_of(served);
+  return rounds() ? fmt::format("int{}", bits) : "16 bit";
+}
 
 CachePrecision parse_cache_precision(const std::string& text) {
   for (const int bits : {8, 4, 3, 2}) {
     if (text == fmt::format("int{}", bits)) return {.bits = bits};
   }
   if (text == "16") return {};
-  throw UsageError(fmt::format("unknown cache precision \"{}\"", text), "known: int8, int4, int3, int2, 16");
+  if (text == "int8-token") return {.served = CacheFormat::int8};
+  if (text == "fp8") return {.served = CacheFormat::fp8};
+  throw UsageError(fmt::format("unknown cache precision \"{}\"", text),
+                   "known: int8, int4, int3, int2, 16, int8-token, fp8");
 }
 
 at::Tensor rounded_per_channel(const at::Tensor& x, const CachePrecision& precision) {
@@ -71,6 +78,7 @@ at::Tensor rounded_per_token(const at::Tensor& x, const CachePrecision& precisio
 }
 
 double packed_bytes_per_token(const AttentionSpec& spec, const CachePrecision& precision) {
+  if (precision.served != CacheFormat::sixteen_bit) return bytes_per_token(spec, precision.served);
   if (spec.kind == AttentionKind::grouped_query) {
     const auto numbers = static_cast<double>(spec.n_kv_heads * spec.head_dim);  // of keys, and of values
     return numbers * (precision.bits_per_number() + precision.bits_per_number(spec.head_dim)) / 8;

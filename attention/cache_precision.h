@@ -9,6 +9,7 @@
 #include <string>
 
 #include "attention/attention_spec.h"
+#include "attention/cache_format.h"
 
 namespace cinch {
 
@@ -17,19 +18,22 @@ namespace cinch {
 struct CachePrecision {
   int bits = 16;
   int64_t group = 64;  // numbers
+  /// Other than 16 bits: latent rows are what a cache of this format gives back (cache_format.h), `bits` is 16, and
+  /// grouped-query attention rounds nothing.
+  CacheFormat served = CacheFormat::sixteen_bit;
 
-  bool rounds() const { return bits < 16; }
+  bool rounds() const { return bits < 16 || served != CacheFormat::sixteen_bit; }
   /// Bits that one number takes with its share of scale and zero: bits + 32 / group, in whole groups.
   double bits_per_number() const;
   /// The same in rows of `width` numbers that are grouped by themselves: a row has ceil(width / group) groups.
   double bits_per_number(int64_t width) const;
-  /// "16 bit", "int4"
+  /// "16 bit", "int4", "int8-token"
   std::string name() const;
 
   friend bool operator==(const CachePrecision&, const CachePrecision&) = default;
 };
 
-/// "int8", "int4", "int3", "int2", "16". Throws UsageError naming them.
+/// "int8", "int4", "int3", "int2", "16", and those that are served: "int8-token", "fp8". Throws UsageError naming them.
 CachePrecision parse_cache_precision(const std::string& text);
 
 /// x (B, K, S, D) as a cache of this precision gives it back, in x's type: each channel in groups of `group` adjacent
@@ -46,7 +50,8 @@ at::Tensor rounded_per_channel(const at::Tensor& x, const CachePrecision& precis
 at::Tensor rounded_per_token(const at::Tensor& x, const CachePrecision& precision);
 
 /// Bytes that one token takes in one layer's packed cache: grouped-query keys and the latent and rotated key of latent
-/// attention in full groups of tokens, values in the groups that their heads divide into, key scales at 16 bits.
+/// attention in full groups of tokens, values in the groups that their heads divide into, key scales at 16 bits. Served
+/// formats: with the padding of their pages.
 double packed_bytes_per_token(const AttentionSpec& spec, const CachePrecision& precision);
 
 }  // namespace cinch

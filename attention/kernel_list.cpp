@@ -7,6 +7,7 @@
 #include <set>
 
 #include "attention/attention_kernel.h"
+#include "attention/kernels/kernel_check.h"
 #include "attention/kernels/kernels.h"
 #include "attention/recorded.h"
 #include "core/errors.h"
@@ -38,10 +39,19 @@ void check_documents(const AttentionRequest& request) {
                                fmt::join(documents.sizes(), ", ")));
 }
 
+/// Why a kernel that is not forced does not run; empty where it can.
+std::string why_not(const AttentionKernel& kernel, const AttentionRequest& request) {
+  if (const std::string missing = kernel.missing(request); !missing.empty()) return "misses " + missing;
+  if (const std::string leaves = kernel.leaves(request); !leaves.empty()) return "leaves " + leaves;
+  if (!kernel.is_checked_first()) return "";
+  const std::string fault = failed_check(kernel, request);
+  return fault.empty() ? "" : "failed its check: " + fault;
+}
+
 const AttentionKernel& choose(const AttentionRequest& request) {
   if (forced != nullptr) return *forced;
   for (const AttentionKernel* kernel : attention_kernels()) {
-    if (kernel->missing(request).empty()) return *kernel;
+    if (why_not(*kernel, request).empty()) return *kernel;
   }
   TORCH_INTERNAL_ASSERT(false, "the reference kernel takes everything");
 }
@@ -56,8 +66,8 @@ void warn_of_scores(const AttentionRequest& request) {
   if (bytes < kManyScores) return;
   std::string why;
   for (const KernelVerdict& verdict : explain_dispatch(request)) {
-    if (!verdict.missing.empty())
-      why += fmt::format("{}{} misses {}", why.empty() ? "" : "; ", verdict.kernel, verdict.missing);
+    if (!verdict.why_not.empty())
+      why += fmt::format("{}{} {}", why.empty() ? "" : "; ", verdict.kernel, verdict.why_not);
   }
   static std::mutex mutex;
   static std::set<std::string> said;
@@ -103,7 +113,7 @@ std::vector<KernelVerdict> explain_dispatch(const AttentionRequest& request) {
   const AttentionKernel& chosen = choose(request);
   std::vector<KernelVerdict> verdicts;
   for (const AttentionKernel* kernel : attention_kernels()) {
-    verdicts.push_back({kernel->name(), kernel == &chosen, kernel->missing(request)});
+    verdicts.push_back({kernel->name(), kernel == &chosen, why_not(*kernel, request)});
   }
   return verdicts;
 }

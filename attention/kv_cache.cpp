@@ -70,8 +70,12 @@ int64_t KvCache::bytes_per_token() const {
   return bytes_allocated() / (k_.size(0) * k_.size(2));
 }
 
-int64_t KvCache::bytes_allocated() const {
-  return k_.defined() ? static_cast<int64_t>(k_.nbytes() + v_.nbytes()) : 0;
+int64_t KvCache::bytes_allocated() const { return k_.defined() ? static_cast<int64_t>(k_.nbytes() + v_.nbytes()) : 0; }
+
+KvCache window_cache(const AttentionSpec& spec, const CachePrecision& precision) {
+  if (precision.served != CacheFormat::sixteen_bit && spec.kind == AttentionKind::latent)
+    return {precision.served, cache_columns(spec)};
+  return KvCache(precision);
 }
 
 }  // namespace cinch

@@ -52,4 +52,7 @@ class KvCache {
   int64_t tokens_ = 0, held_ = 0, begin_ = 0;
 };
 
+/// The cache of one layer, of whole windows, at this precision.
+KvCache window_cache(const AttentionSpec& spec, const CachePrecision& precision);
+
 }  // namespace cinch

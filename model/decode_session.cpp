@@ -22,10 +22,9 @@ void check(const DecodeSessionOptions& options, const ModelConfig& config) {
   positive("max_tokens", options.max_tokens);
   positive("prefill_chunk", options.prefill_chunk);
   if (options.cache_format != CacheFormat::sixteen_bit && !has_latent_layers(config)) {
-    throw UnsupportedError(
-        fmt::format("a cache of {} needs latent attention, and no layer of this model has it",
-                    name_of(options.cache_format)),
-        "cinch convert --to mla makes such a model; --kv-bits 16 runs this one");
+    throw UnsupportedError(fmt::format("a cache of {} needs latent attention, and no layer of this model has it",
+                                       name_of(options.cache_format)),
+                           "cinch convert --to mla makes such a model; --kv-bits 16 runs this one");
   }
 }
 

@@ -31,8 +31,8 @@ struct DecodeSessionOptions {
 class DecodeSession {
  public:
   /// `functions`: the kernels that work on the memory of the model's tensors, or null for none. `model` must outlive
-  /// the session. Throws UsageError for sizes below 1, UnsupportedError naming the layer and the rule where a kernel was
-  /// asked for that does not cover it, and where a cache of fewer bits has no latent layer.
+  /// the session. Throws UsageError for sizes below 1, UnsupportedError naming the layer and the rule where a kernel
+  /// was asked for that does not cover it, and where a cache of fewer bits has no latent layer.
   DecodeSession(const DecoderModel& model, const DecodeSessionOptions& options, const DecodeFunctions* functions);
   DecodeSession(const DecodeSession&) = delete;  // a recorded step knows where it is
   DecodeSession& operator=(const DecodeSession&) = delete;

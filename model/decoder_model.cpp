@@ -102,7 +102,7 @@ void LayerStream::advance(const DecoderLayer& layer) {
   const int64_t step = batch_windows();
   for (int64_t first = 0; first < hidden_.size(0); first += step) {
     at::Tensor batch = hidden_.narrow(0, first, std::min(step, hidden_.size(0) - first));
-    KvCache cache(options_.cache);
+    KvCache cache = window_cache(layer.attention().spec(), options_.cache);
     batch.copy_(layer.forward(batch, 0, 0, options_.cache.rounds() ? &cache : nullptr));
   }
   skip();

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <ATen/DeviceAccelerator.h>
 #include <fmt/format.h>
 
 #include <chrono>
@@ -41,11 +42,16 @@ c10::ScalarType dtype_of(const BenchFlags& flags, c10::Device device) {
   return compute_dtype(!flags.dtype.empty() ? flags.dtype : device.is_cpu() ? "f32" : "bf16");
 }
 
+int64_t free_memory(c10::Device device) {
+  if (device.is_cuda()) at::accelerator::emptyCache();
+  return free_memory_bytes(device);
+}
+
 /// Measures the copy first, so that shares are of the same run.
 BenchRun start_run(const BenchFlags& flags, c10::Device device) {
-  BenchRun run{.what = flags.what, .device = value_in("/proc/cpuinfo", "model name"), .driver = "none",
-               .commit = flags.commit};
-  const int64_t room = free_memory_bytes(device) / 4, wanted = device.is_cpu() ? kCopyBytesCpu : kCopyBytesCuda;
+  BenchRun run{
+      .what = flags.what, .device = value_in("/proc/cpuinfo", "model name"), .driver = "none", .commit = flags.commit};
+  const int64_t room = free_memory(device) / 4, wanted = device.is_cpu() ? kCopyBytesCpu : kCopyBytesCuda;
   run.copy_bytes_per_second = DeviceTimer(device).copy_speed(std::min(wanted, room));
   if (device.is_cpu()) return run;
   const CinchCudaDevice found = describe_cuda_devices().at(static_cast<size_t>(std::max<int>(device.index(), 0)));
@@ -70,8 +76,8 @@ void report(const BenchFlags& flags, const Json& json, const std::string& table,
   } else {
     print(table);
   }
-  check_interrupt(fmt::format("what was measured until then stands above; run `cinch bench {}` again for the rest",
-                              flags.what));
+  check_interrupt(
+      fmt::format("what was measured until then stands above; run `cinch bench {}` again for the rest", flags.what));
 }
 
 /// Throws ResourceError where no case had the memory that it needs.
@@ -93,14 +99,13 @@ void run_kernels(const BenchFlags& flags, c10::Device device, AtomicFile* output
                                    .functions = functions_on(device),
                                    .kernels = flags.kernels,
                                    .graphs = !flags.no_graphs,
-                                   .memory_bytes = free_memory_bytes(device),
+                                   .memory_bytes = free_memory(device),
                                    .rotation_bytes = kRotations * cache_near_processor(device),
                                    .copy_bytes_per_second = run.copy_bytes_per_second,
                                    .specified_bytes_per_second = run.specified_bytes_per_second};
   std::vector<KernelBenchRow> rows;
-  bench_kernels(cases, options, [&](const std::vector<KernelBenchRow>& made) {
-    rows.insert(rows.end(), made.begin(), made.end());
-  });
+  bench_kernels(cases, options,
+                [&](const std::vector<KernelBenchRow>& made) { rows.insert(rows.end(), made.begin(), made.end()); });
   run.seconds = now() - start;
   run.interrupted = interrupt_requested();
   report(flags, bench_json(run, rows, options), kernel_table(run, rows), output);
@@ -108,10 +113,9 @@ void run_kernels(const BenchFlags& flags, c10::Device device, AtomicFile* output
 }
 
 void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output) {
-  const DecodeKernel kernel = flags.kernels.empty() ? DecodeKernel::automatic
-                                                    : with_context("reading --kernel", [&] {
-                                                        return parse_decode_kernel(flags.kernels.front());
-                                                      });
+  const DecodeKernel kernel = flags.kernels.empty() ? DecodeKernel::automatic : with_context("reading --kernel", [&] {
+    return parse_decode_kernel(flags.kernels.front());
+  });
   ModelBenchOptions options{.device = device,
                             .dtype = dtype_of(flags, device),
                             .functions = functions_on(device),
@@ -120,9 +124,10 @@ void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output)
                             .kernel = kernel,
                             .graphs = !flags.no_graphs,
                             .steps = flags.steps,
-                            .free_memory = [device] { return free_memory_bytes(device); }};
+                            .free_memory = [device] { return free_memory(device); }};
   if (!flags.kv_bits.empty()) options.formats = formats_of_flags(flags);
-  if (options.batches.empty()) options.batches = device.is_cpu() ? std::vector<int64_t>{1, 4} : std::vector<int64_t>{1, 16, 64};
+  if (options.batches.empty())
+    options.batches = device.is_cpu() ? std::vector<int64_t>{1, 4} : std::vector<int64_t>{1, 16, 64};
   if (options.contexts.empty())
     options.contexts = device.is_cpu() ? std::vector<int64_t>{128, 512} : std::vector<int64_t>{2048, 8192, 32768};
   const std::vector<BenchModel> models = bench_models_of(models_of_flags(flags));

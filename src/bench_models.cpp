@@ -42,8 +42,9 @@ std::shared_ptr<ModelSource> shape_model(const std::string& name) {
   }
   const std::vector<std::string> names = shape_names();
   const std::string nearest = nearest_word(name, names);
-  throw UsageError(fmt::format("--shape: unknown shape \"{}\"; known: {}", name, fmt::join(names, ", ")),
-                   nearest.empty() ? "--random-weights takes any config.json" : fmt::format("did you mean {}?", nearest));
+  throw UsageError(
+      fmt::format("--shape: unknown shape \"{}\"; known: {}", name, fmt::join(names, ", ")),
+      nearest.empty() ? "--random-weights takes any config.json" : fmt::format("did you mean {}?", nearest));
 }
 
 /// Frequencies of a latent's slots, which a conversion would choose: a rotary key's usual ones.

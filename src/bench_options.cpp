@@ -53,8 +53,9 @@ void add_kernel_options(CLI::App& command, BenchFlags& flags) {
 
 void add_decode_options(CLI::App& command, BenchFlags& flags) {
   flags.of_decode = {
-      command.add_option("--shape", flags.shapes,
-                         fmt::format("decode: random weights of a built-in shape: {}", fmt::join(shape_names(), ", ")))
+      command
+          .add_option("--shape", flags.shapes,
+                      fmt::format("decode: random weights of a built-in shape: {}", fmt::join(shape_names(), ", ")))
           ->delimiter(',')
           ->type_name("NAME"),
       command.add_flag("--random-weights", flags.random_weights,

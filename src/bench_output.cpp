@@ -63,7 +63,9 @@ const ModelBenchRow* first_of_case(const std::vector<ModelBenchRow>& rows, const
 
 std::vector<std::string> model_cells(const BenchRun& run, const std::vector<ModelBenchRow>& rows,
                                      const ModelBenchRow& row) {
-  std::vector<std::string> cells = {fmt::format("{} x {}", row.batch, row.context), row.model, name_of(row.format),
+  std::vector<std::string> cells = {fmt::format("{} x {}", row.batch, row.context),
+                                    row.model,
+                                    name_of(row.format),
                                     fmt::format("{:.0f}", row.kv_bytes_per_token),
                                     human_bytes(static_cast<uint64_t>(row.cache_bytes)),
                                     human_bytes(static_cast<uint64_t>(row.weight_bytes))};

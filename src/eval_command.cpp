@@ -236,7 +236,8 @@ void add_options(CLI::App& command, EvalFlags& flags) {
       ->type_name("PATH");
   command
       .add_option("--cache", flags.cache,
-                  "Evaluate also with emulated caches of these precisions, e.g. int8,int4 (int8, int4, int3, int2)")
+                  "Evaluate also with emulated caches of these precisions, e.g. int8,int4 (int8, int4, int3, int2; "
+                  "int8-token, fp8: latents as they are served)")
       ->type_name("LIST");
   command.add_option("--text", flags.text, "Text to measure on: .txt, .jsonl, a folder of .txt, or a token dataset")
       ->type_name("PATH");

@@ -183,9 +183,8 @@ void report(const Summary& s) {
 /// What each layer runs; on a GPU without being asked where that is not a decode kernel.
 void explain(const DecodeSession& session, c10::Device device) {
   const auto& choices = session.choices();
-  const bool without = std::any_of(choices.begin(), choices.end(), [](const DecodeChoice& choice) {
-    return choice.kernel == DecodeKernel::attend;
-  });
+  const bool without = std::any_of(choices.begin(), choices.end(),
+                                   [](const DecodeChoice& choice) { return choice.kernel == DecodeKernel::attend; });
   for (const std::string& line : session.explain()) {
     if (device.is_cuda() && without) {
       log_info("decode: " + line);

@@ -46,7 +46,7 @@ Json verdicts_of(const AttentionSpec& spec, const Work& work, c10::ScalarType dt
   Json json = {{"work", work.name}, {"queries", work.queries}, {"keys", work.keys}, {"cannot", Json::object()}};
   for (const KernelVerdict& verdict : explain_dispatch(request)) {
     if (verdict.runs) json["kernel"] = verdict.kernel;
-    if (!verdict.missing.empty()) json["cannot"][verdict.kernel] = "misses " + verdict.missing;
+    if (!verdict.why_not.empty()) json["cannot"][verdict.kernel] = verdict.why_not;
   }
   return json;
 }

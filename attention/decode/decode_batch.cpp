@@ -61,8 +61,7 @@ const int32_t* DecodeBatch::plan(const CinchDecodeSizes& sizes, int64_t window) 
     if (plan.parts == sizes.parts && plan.window == window) return plan.memory.const_data_ptr<int32_t>();
   }
   const auto count = static_cast<int64_t>(sizes.plan_bytes / sizeof(int32_t));
-  plans_.push_back(
-      {sizes.parts, window, at::zeros({count}, at::TensorOptions(at::kInt).device(sizes_.device))});
+  plans_.push_back({sizes.parts, window, at::zeros({count}, at::TensorOptions(at::kInt).device(sizes_.device))});
   return plans_.back().memory.const_data_ptr<int32_t>();
 }
 

@@ -40,8 +40,8 @@ class DecodeBatch {
 
   /// Pages that a sequence needs: of all its tokens, or with a window of those that a chunk's queries can see.
   int64_t pages_per_sequence(int64_t window) const;
-  /// (B, pages of max_tokens) int32: sequence b's page p is page b * pages + p % pages of a pool of B * pages, for pages
-  /// = pages_per_sequence(window).
+  /// (B, pages of max_tokens) int32: sequence b's page p is page b * pages + p % pages of a pool of B * pages, for
+  /// pages = pages_per_sequence(window).
   const at::Tensor& block_table(int64_t window);
 
   /// Memory for the plan of such steps; the same for equal parts and windows.

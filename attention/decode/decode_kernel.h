@@ -5,8 +5,8 @@
 
 namespace cinch {
 
-/// automatic: the first decode kernel that covers a layer, else attend. attend: the kernels of attention_kernel.h over a
-/// cache that grows. mma, sm90: that kernel of kernels/decode/decode_abi.h, or an error.
+/// automatic: the first decode kernel that covers a layer, else attend. attend: the kernels of attention_kernel.h over
+/// a cache that grows. mma, sm90: that kernel of kernels/decode/decode_abi.h, or an error.
 enum class DecodeKernel { automatic, attend, mma, sm90 };
 
 /// "auto", "attend", "mma", "sm90"; throws UsageError naming them.

@@ -72,8 +72,8 @@ CinchCacheAppend KernelLayer::append_of(int64_t sequence, int64_t tokens) const 
 
 void KernelLayer::run(const CinchCacheAppend& append) const {
   std::array<char, 256> reason{};
-  batch_.check(batch_.functions()->append(&append, batch_.stream(), reason.data(), reason.size()),
-               "cinch_cache_append", reason.data());
+  batch_.check(batch_.functions()->append(&append, batch_.stream(), reason.data(), reason.size()), "cinch_cache_append",
+               reason.data());
 }
 
 void KernelLayer::run(CinchDecodeStep step) const {

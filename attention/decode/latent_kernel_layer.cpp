@@ -19,8 +19,7 @@ at::Tensor aligned(const at::Tensor& x) {
 
 LatentKernelLayer::LatentKernelLayer(const LatentAttention& attention, DecodeBatch& batch, const KernelSearch& found)
     : KernelLayer(attention.spec(), batch, found), attention_(attention) {
-  const at::Tensor maps =
-      aligned(attention.weights().kv_b_proj).unflatten(0, {spec_.n_heads, -1});  // (H, Dn+Dv, R)
+  const at::Tensor maps = aligned(attention.weights().kv_b_proj).unflatten(0, {spec_.n_heads, -1});  // (H, Dn+Dv, R)
   key_maps_ = maps.narrow(1, 0, spec_.qk_nope_head_dim);
   value_maps_ = maps.narrow(1, spec_.qk_nope_head_dim, spec_.v_head_dim);
   if (step_.v_head_dim > 0) step_.value_map = value_maps_.const_data_ptr();

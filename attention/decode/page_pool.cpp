@@ -37,8 +37,8 @@ at::Tensor RowPool::rows(int64_t sequence, int64_t first, int64_t end) const {
 PackedPool::PackedPool(DecodeBatch& batch, int64_t window, CacheFormat format, const CacheColumns& columns)
     : table_(batch.block_table(window)), dtype_(batch.sizes().dtype), format_(format), columns_(columns) {
   const auto options = at::TensorOptions(at::kByte).device(batch.sizes().device);
-  pages_ = at::empty(
-      {batch.sizes().sequences * batch.pages_per_sequence(window), page_bytes(format, columns)}, options);
+  pages_ =
+      at::empty({batch.sizes().sequences * batch.pages_per_sequence(window), page_bytes(format, columns)}, options);
   if (format == CacheFormat::int4)
     open_ = at::empty({batch.sizes().sequences, kPage, padded(columns.all())}, options.dtype(dtype_));
 }

@@ -33,7 +33,8 @@ at::Tensor by_channel(const at::Tensor& pages, const decode::PageLayout& layout,
   const at::Tensor scale_bits = numbers(pages, layout.scales, width, at::kShort);
   const at::Tensor wide = scale_bits.lt(0);  // bf16, not fp16
   const auto stored = [&](const at::Tensor& bits) {
-    return at::where(wide, bits.bitwise_and(0x7fff).view(at::kBFloat16).to(at::kFloat), bits.view(at::kHalf).to(at::kFloat));
+    return at::where(wide, bits.bitwise_and(0x7fff).view(at::kBFloat16).to(at::kFloat),
+                     bits.view(at::kHalf).to(at::kFloat));
   };
   const at::Tensor zero_bits = numbers(pages, layout.zeros, width, at::kShort);
   const at::Tensor zeros =
@@ -44,14 +45,13 @@ at::Tensor by_channel(const at::Tensor& pages, const decode::PageLayout& layout,
 
 }  // namespace
 
-at::Tensor unpack_pages(const at::Tensor& pages, CacheFormat format, const CacheColumns& columns,
-                        at::ScalarType type) {
+at::Tensor unpack_pages(const at::Tensor& pages, CacheFormat format, const CacheColumns& columns, at::ScalarType type) {
   const int64_t width = columns.latent + columns.rotary;
-  const decode::PageLayout layout = decode::page_layout(
-      static_cast<int32_t>(format), static_cast<int32_t>(width), static_cast<int32_t>(columns.key_scales));
-  at::Tensor rows = (format == CacheFormat::int4 ? by_channel(pages, layout, width)
-                                                 : by_token(pages, format, layout, columns))
-                        .to(type);
+  const decode::PageLayout layout = decode::page_layout(static_cast<int32_t>(format), static_cast<int32_t>(width),
+                                                        static_cast<int32_t>(columns.key_scales));
+  at::Tensor rows =
+      (format == CacheFormat::int4 ? by_channel(pages, layout, width) : by_token(pages, format, layout, columns))
+          .to(type);
   if (columns.key_scales > 0) {
     const at::Tensor scales = numbers(pages, layout.key_scales, kCachePage * columns.key_scales, type);
     rows = at::cat({rows, scales.unflatten(1, {kCachePage, columns.key_scales})}, 2);

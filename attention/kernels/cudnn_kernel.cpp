@@ -191,16 +191,23 @@ class CudnnKernel : public AttentionKernel {
     // A plan is of one number of documents and one longest one, which differ in every batch.
     if (request.documents.defined()) return "documents";
     if (request.first_query + q.size(2) != request.first_key + request.k.size(2)) return "keys behind the last query";
-    if (!is_recorded({q, request.k, request.v}) && q.size(2) < kLongPrompt) {
-      return fmt::format("prompts of less than {} tokens, for which making a plan takes longer than it saves",
-                         kLongPrompt);
-    }
     try {
       return missing_in_passes(request);
     } catch (const Error& error) {
       return error.what();
     }
   }
+
+  std::string leaves(const AttentionRequest& request) const override {
+    if (!is_recorded({request.q, request.k, request.v}) && request.q.size(2) < kLongPrompt) {
+      return fmt::format("prompts of less than {} tokens, for which making a plan takes longer than it saves",
+                         kLongPrompt);
+    }
+    const bool plain = request.k.size(3) == request.v.size(3) && window_is_idle(request);
+    return plain ? "to sdpa what reaches cuDNN through it" : "";
+  }
+
+  bool is_checked_first() const override { return true; }
 
   at::Tensor run(const AttentionRequest& request) const override {
     const c10::DeviceGuard guard(request.q.device());

@@ -29,8 +29,11 @@ class FlashKernel : public AttentionKernel {
     if (request.softcap > 0) return "soft cap";
     if (request.first_query != request.first_key || request.q.size(2) != request.k.size(2)) return "a cache";
     if (width(request) > kWidest) return "heads of more than 256";
-    if (!request.documents.defined() && window_is_idle(request)) return "nothing beyond sdpa";
     return "";
+  }
+
+  std::string leaves(const AttentionRequest& request) const override {
+    return request.documents.defined() || !window_is_idle(request) ? "" : "to sdpa what sdpa does as well";
   }
 
   at::Tensor run(const AttentionRequest& request) const override {

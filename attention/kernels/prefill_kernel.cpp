@@ -28,7 +28,7 @@ struct Options {
 at::Tensor readable(const at::Tensor& x) {
   bool aligned = x.stride(3) == 1 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
   for (int64_t i = 0; i < 3; ++i) aligned = aligned && (x.size(i) == 1 || x.stride(i) % kStep == 0);
-  return aligned ? x : x.contiguous();
+  return aligned ? x : x.clone(at::MemoryFormat::Contiguous);
 }
 /// (B, heads, tokens, columns), with the heads of a token side by side, as the layers' projections want them.
 at::Tensor empty_tokens(const at::Tensor& like, int64_t columns) {

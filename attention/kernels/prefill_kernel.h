@@ -16,6 +16,7 @@ class PrefillKernel : public AttentionKernel {
 
   std::string name() const override { return "cinch"; }
   std::string missing(const AttentionRequest& request) const override;
+  bool is_checked_first() const override { return true; }
   /// Recorded by autograd where that is on; the backward gives the same bits every time. It cannot be differentiated
   /// again. Throws ResourceError when the kernels cannot start.
   at::Tensor run(const AttentionRequest& request) const override;

@@ -4,6 +4,8 @@ plain PyTorch: what a converted model's decode is measured against.
 
     decode_model.py [--attention NAME ...] [--json FILE]    # on a CUDA device with 40 GiB or more; a minute on an H100
 
+Needs PyTorch and Triton, as decode_peers.py. `cinch bench decode --shape llama-3-8b` is the same step by cinch.
+
 One step takes one token per request to the next: embedding, 32 layers (norm, one product for q, k and v, rotation,
 append to the cache, attention, output product, norm, gated feed-forward), norm, logits, argmax; all of it in one CUDA
 graph. Time: median of its replays. Attention: `sdpa` (PyTorch chooses the backend), `sdpa-flash`, `sdpa-cudnn`,

@@ -5,7 +5,10 @@ measured against.
     decode_peers.py [--all | --sweep] [--attention gqa|mla] [--only TEXT] [--json FILE]    # on a CUDA device
     TRITON_INTERPRET=1 decode_peers.py --check    # the Triton kernels on odd shapes against fp64, on a CPU; not timed
 
-Without --all about a minute and a half on an H100, the compilation of the Triton kernels included. Peers:
+Needs PyTorch and Triton: the environment of scripts/setup has both ($CINCH_CACHE/python, else ~/.cache/cinch/python);
+--check needs numpy below 2.4 too, which Triton 3.6's interpreter does not go with. Without --all about a minute
+and a half on an H100, the compilation of the Triton kernels included. `cinch bench kernels` measures our kernels, the
+sdpa peers and the two products in one run; plot_decode.py and decode_table.py read the files of both. Peers:
 
   sdpa-flash, sdpa-cudnn           PyTorch's scaled_dot_product_attention, one backend each, enable_gqa
   sdpa-cudnn-rows, -efficient, -math    the query heads of a KV head given as its query tokens: the same without a mask,

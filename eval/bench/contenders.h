@@ -27,7 +27,7 @@ class Contender {
  public:
   virtual ~Contender() = default;
   virtual std::string name() const = 0;
-  virtual bool ours() const { return false; }
+  virtual bool ours() const { return false; }  // a kernel of cinch's own
   virtual bool paged() const { return false; }
   /// Empty, or why it is not for such cases in words ("16-bit caches only").
   virtual std::string missing(const DecodeCase& decode, at::Device device) const = 0;

@@ -61,7 +61,7 @@ at::Tensor pages_of(const DecodeInputs& inputs, int64_t sequence) {
 at::Tensor in_order(const at::Tensor& pages) { return pages.transpose(0, 1).flatten(1, 2); }
 
 struct Rows {
-  at::Tensor k, v;  // (K, S, Dk), (K, S, Dv') fp64 on the CPU
+  at::Tensor k, v;  // (K, S, Dk), (K, S, Dv') fp64; of packed caches on the CPU
 };
 
 Rows packed_rows(const DecodeCase& decode, const DecodeInputs& inputs, int64_t sequence, int64_t length) {
@@ -89,7 +89,7 @@ Rows cached_rows(const DecodeCase& decode, const DecodeInputs& inputs, int64_t s
     k = inputs.k.select(0, sequence);
     v = inputs.v.select(0, sequence);
   }
-  return {k.narrow(1, 0, length).to(at::kCPU, at::kDouble), v.narrow(1, 0, length).to(at::kCPU, at::kDouble)};
+  return {k.narrow(1, 0, length).to(at::kDouble), v.narrow(1, 0, length).to(at::kDouble)};
 }
 
 /// The first, the last and some between, at most `most` of `count`.
@@ -134,27 +134,31 @@ std::vector<DecodeInputs> make_inputs(const DecodeCase& decode, int64_t copies, 
 at::Tensor reference_heads(const DecodeCase& decode, const DecodeInputs& inputs, int64_t sequence,
                            const std::vector<int64_t>& heads) {
   const Rows rows = cached_rows(decode, inputs, sequence);
-  const at::Tensor q = inputs.q.select(0, sequence).to(at::kCPU, at::kDouble);
+  const at::Tensor q = inputs.q.select(0, sequence).to(rows.k.device(), at::kDouble);
   std::vector<at::Tensor> results;
   for (const int64_t head : heads) {
     const int64_t kv_head = decode.latent() ? 0 : head / decode.group_size();
     const at::Tensor scores = rows.k[kv_head].mv(q[head]) / std::sqrt(static_cast<double>(decode.key_width()));
     at::Tensor out = rows.v[kv_head].t().mv(at::softmax(scores, 0));
-    if (inputs.value_map.defined()) out = inputs.value_map[head].to(at::kCPU, at::kDouble).mv(out);
+    if (inputs.value_map.defined()) out = inputs.value_map[head].to(out.device(), at::kDouble).mv(out);
     results.push_back(out);
   }
   return at::stack(results);
 }
 
-double error_of(const DecodeCase& decode, const DecodeInputs& inputs, const at::Tensor& out) {
+DecodeReference::DecodeReference(const DecodeCase& decode, const DecodeInputs& inputs)
+    : heads_(spread(decode.n_heads, 4)), sequences_(spread(decode.batch, 3)) {
+  for (const int64_t sequence : sequences_)
+    want_.push_back(reference_heads(decode, inputs, sequence, heads_).to(at::kCPU));
+}
+
+double DecodeReference::error_of(const at::Tensor& out) const {
   if (!at::isfinite(out).all().item<bool>()) return INFINITY;
-  const std::vector<int64_t> heads = spread(decode.n_heads, 4);
-  const at::Tensor chosen = at::tensor(heads, at::kLong).to(out.device());
+  const at::Tensor chosen = at::tensor(heads_, at::kLong).to(out.device());
   double worst = 0;
-  for (const int64_t sequence : spread(decode.batch, 3)) {
-    const at::Tensor want = reference_heads(decode, inputs, sequence, heads);
-    const at::Tensor found = out.select(0, sequence).index_select(0, chosen).to(at::kCPU, at::kDouble);
-    worst = std::max(worst, ((found - want).norm() / want.norm()).item<double>());
+  for (size_t i = 0; i < sequences_.size(); ++i) {
+    const at::Tensor found = out.select(0, sequences_[i]).index_select(0, chosen).to(at::kCPU, at::kDouble);
+    worst = std::max(worst, ((found - want_[i]).norm() / want_[i].norm()).item<double>());
   }
   return worst;
 }

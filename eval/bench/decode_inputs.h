@@ -29,13 +29,22 @@ struct DecodeInputs {
 std::vector<DecodeInputs> make_inputs(const DecodeCase& decode, int64_t copies, bool paged, at::ScalarType type,
                                       at::Device device);
 
-/// softmax(q k^T / sqrt(Dk)) v of one sequence, through the value map where there is one: (heads, width) fp64, on the
-/// CPU, of the query heads named.
+/// softmax(q k^T / sqrt(Dk)) v of one sequence, through the value map where there is one: (heads, width) fp64, of the
+/// query heads named.
 at::Tensor reference_heads(const DecodeCase& decode, const DecodeInputs& inputs, int64_t sequence,
                            const std::vector<int64_t>& heads);
 
-/// Largest relative Frobenius error of `out` (B, H, width) over up to four heads of up to three sequences; infinite
-/// where any number of `out` is not finite.
-double error_of(const DecodeCase& decode, const DecodeInputs& inputs, const at::Tensor& out);
+/// The fp64 results of up to four heads of up to three sequences, which results are compared with.
+class DecodeReference {
+ public:
+  DecodeReference(const DecodeCase& decode, const DecodeInputs& inputs);
+  /// Largest relative Frobenius error of `out` (B, H, width) over the sequences; infinite where any number of `out` is
+  /// not finite.
+  double error_of(const at::Tensor& out) const;
+
+ private:
+  std::vector<int64_t> heads_, sequences_;
+  std::vector<at::Tensor> want_;  // of each sequence, (heads, width)
+};
 
 }  // namespace cinch

@@ -29,14 +29,23 @@ class DecodeRun {
   /// What attends: names of kernels.
   virtual std::string kernel() const = 0;
   virtual bool graph() const { return false; }
+  /// Why not what would be faster; may be empty.
+  virtual std::string note() const { return {}; }
   virtual int64_t cache_bytes_allocated() const = 0;
 };
 
-/// DecoderModel::forward over one growing KvCache per layer, filled with random numbers. `model` must outlive it.
-std::unique_ptr<DecodeRun> plain_run(const DecoderModel& model, at::ScalarType dtype, at::Device device,
-                                     const DecodeRunOptions& options);
+/// In a DecodeSession where `functions` have a kernel for some layer, else as DecoderModel::forward does. `model` must
+/// outlive it. Throws UnsupportedError where a kernel is asked for that does not cover a layer, and for caches below 16
+/// bits without kernels, which would be emulated.
+std::unique_ptr<DecodeRun> make_decode_run(const DecoderModel& model, const DecodeRunOptions& options,
+                                           const DecodeFunctions* functions);
 
-/// What a plain run takes at most beside the weights: its caches grow by doubling when they are full.
+/// DecoderModel::forward over one growing KvCache per layer, all sequences at once.
+std::unique_ptr<DecodeRun> plain_run(const DecoderModel& model, const DecodeRunOptions& options);
+
+/// What the caches of either run take at most: plain ones grow by doubling when they are full, those of a session are
+/// whole pages.
 int64_t plain_cache_bytes(const ModelConfig& config, int64_t element_bytes, const DecodeRunOptions& options);
+int64_t session_cache_bytes(const ModelConfig& config, const DecodeRunOptions& options);
 
 }  // namespace cinch

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "core/progress.h"
 #include "eval/bench/contenders.h"
@@ -68,10 +69,12 @@ class CaseRun {
   void run_layout(const std::vector<const Contender*>& members, bool paged, std::vector<KernelBenchRow>& rows) const {
     const int64_t copy_count = copies();
     std::vector<DecodeInputs> inputs;
+    std::optional<DecodeReference> reference;
     std::string fault;
     if (copy_count > 0) {
       try {
         inputs = make_inputs(decode_, copy_count, paged, options_.dtype, options_.device);
+        reference.emplace(decode_, inputs.front());
       } catch (const std::exception& error) {
         fault = explain_fault(error).reason;
       }
@@ -82,17 +85,18 @@ class CaseRun {
         row.status = copy_count < 1 ? "does not fit" : "out of memory";
         row.reason = fault;
       } else {
-        measure(*contender, inputs, row);
+        measure(*contender, inputs, *reference, row);
       }
       rows.push_back(std::move(row));
     }
   }
 
-  void measure(const Contender& contender, const std::vector<DecodeInputs>& inputs, KernelBenchRow& row) const {
+  void measure(const Contender& contender, const std::vector<DecodeInputs>& inputs, const DecodeReference& reference,
+               KernelBenchRow& row) const {
     try {
       const PreparedDecode prepared = contender.prepare(decode_, inputs);
       row.kernel = prepared.kernel;
-      row.error = error_of(decode_, inputs.front(), prepared.works.front()());
+      row.error = reference.error_of(prepared.works.front()());
       if (!(row.error <= kDecodeTolerance)) {
         row.status = "wrong";
         return;

@@ -1,7 +1,6 @@
 #include "eval/bench/model_bench.h"
 
 #include <ATen/ATen.h>
-#include <ATen/DeviceAccelerator.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -26,7 +25,6 @@ bool has_latents(const ModelConfig& config) {
 }
 
 int64_t usable_memory(const ModelBenchOptions& options) {
-  if (options.device.is_cuda()) at::accelerator::emptyCache();
   return static_cast<int64_t>(kMemoryShare * static_cast<double>(options.free_memory()));
 }
 
@@ -86,8 +84,7 @@ class ModelRun {
 
   void load() {
     if (model_.random_weights) {
-      const TensorReader read =
-          random_reader(config(), model_.source->family(), options_.dtype, options_.device);
+      const TensorReader read = random_reader(config(), model_.source->family(), options_.dtype, options_.device);
       decoder_ = std::make_unique<DecoderModel>(model_.source, read);
     } else {
       decoder_ = std::make_unique<DecoderModel>(model_.source, options_.dtype, options_.device);
@@ -117,20 +114,25 @@ class ModelRun {
                                 .graphs = options_.graphs};
     try {
       const int64_t logits = 3 * row.batch * config().vocab_size * static_cast<int64_t>(sizeof(float));
-      const int64_t needed = plain_cache_bytes(config(), element_bytes_, wish) + logits;
+      const int64_t needed = cache_memory(wish) + logits;
       const int64_t free = usable_memory(options_);
       if (needed > free) {
         row.status = "does not fit";
         row.reason = too_large("caches and logits take", needed, free);
         return;
       }
-      const auto run = plain_run(*decoder_, options_.dtype, options_.device, wish);
+      const auto run = make_decode_run(*decoder_, wish, options_.functions);
       time(*run, row);
     } catch (const std::exception& fault) {
       const BenchFault found = explain_fault(fault);
       row.status = found.status;
       row.reason = found.reason;
     }
+  }
+
+  bool plain() const { return options_.functions == nullptr || options_.kernel == DecodeKernel::attend; }
+  int64_t cache_memory(const DecodeRunOptions& wish) const {
+    return plain() ? plain_cache_bytes(config(), element_bytes_, wish) : session_cache_bytes(config(), wish);
   }
 
   void time(DecodeRun& run, ModelBenchRow& row) const {
@@ -140,6 +142,7 @@ class ModelRun {
     const WorkTime time = timer.time({[&] { run.step(); }});
     row.kernel = run.kernel();
     row.graph = run.graph();
+    row.reason = run.note();
     row.steps = time.replays;
     row.seconds = time.seconds;
     row.fastest = time.fastest;

@@ -30,9 +30,9 @@ struct ModelBenchOptions {
   std::vector<int64_t> batches, contexts;
   DecodeKernel kernel = DecodeKernel::automatic;
   bool graphs = true;
-  int steps = 20;                          // that are timed
-  double copy_bytes_per_second = 0;        // of the device's memory; 0: not known
-  std::function<int64_t()> free_memory;    // bytes that can be allocated now
+  int steps = 20;                        // that are timed
+  double copy_bytes_per_second = 0;      // of the device's memory; 0: not known
+  std::function<int64_t()> free_memory;  // bytes that can be allocated now
 };
 
 /// One model, cache format, batch and context.

@@ -1,9 +1,11 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "core/errors.h"
 #include "eval/bench/decode_run.h"
 
 namespace cinch {
@@ -18,13 +20,14 @@ CacheShape cache_shape(const AttentionSpec& spec) {
   return {1, spec.kv_elements(), 0};
 }
 
+int64_t whole_blocks(int64_t tokens) { return (tokens + 63) / 64 * 64; }
 int64_t filled_tokens(const DecodeRunOptions& options) { return std::max<int64_t>(options.context - options.steps, 1); }
 
 class PlainRun : public DecodeRun {
  public:
-  PlainRun(const DecoderModel& model, at::ScalarType dtype, at::Device device, const DecodeRunOptions& options)
+  PlainRun(const DecoderModel& model, const DecodeRunOptions& options)
       : model_(model), length_(std::max(options.context, filled_tokens(options) + options.steps)) {
-    const auto tensor_options = at::TensorOptions(dtype).device(device);
+    const auto tensor_options = at::TensorOptions(model.dtype()).device(model.device());
     for (const AttentionSpec& spec : model.config().layers) {
       const CacheShape shape = cache_shape(spec);
       const auto random = [&](int64_t width) {
@@ -32,7 +35,8 @@ class PlainRun : public DecodeRun {
       };
       caches_.emplace_back().append(random(shape.key_width), random(shape.value_width), spec.window);
     }
-    ids_ = at::randint(0, model.config().vocab_size, {options.batch, 1}, at::TensorOptions(at::kLong)).to(device);
+    ids_ =
+        at::randint(0, model.config().vocab_size, {options.batch, 1}, at::TensorOptions(at::kLong)).to(model.device());
   }
 
   void step() override {
@@ -57,21 +61,23 @@ class PlainRun : public DecodeRun {
 
 }  // namespace
 
-std::unique_ptr<DecodeRun> plain_run(const DecoderModel& model, at::ScalarType dtype, at::Device device,
-                                     const DecodeRunOptions& options) {
+std::unique_ptr<DecodeRun> plain_run(const DecoderModel& model, const DecodeRunOptions& options) {
+  if (options.cache_format != CacheFormat::sixteen_bit) {
+    throw UnsupportedError(
+        fmt::format("a cache of {} without decode kernels would be emulated", name_of(options.cache_format)),
+        "--device cuda, or --kv-bits 16");
+  }
   const at::NoGradGuard no_grad;
-  return std::make_unique<PlainRun>(model, dtype, device, options);
+  return std::make_unique<PlainRun>(model, options);
 }
 
 int64_t plain_cache_bytes(const ModelConfig& config, int64_t element_bytes, const DecodeRunOptions& options) {
-  const auto blocks = [](int64_t tokens) { return (tokens + 63) / 64 * 64; };
-  const int64_t filled = filled_tokens(options), capacity = blocks(filled);
+  const int64_t filled = filled_tokens(options), capacity = whole_blocks(filled);
   const bool grows = filled + options.steps > capacity;
   int64_t bytes = 0, largest = 0;
   for (const AttentionSpec& spec : config.layers) {
     const int64_t token = spec.kv_elements() * element_bytes * options.batch;
-    const int64_t held = grows ? blocks(2 * filled) : capacity;
-    bytes += held * token;
+    bytes += (grows ? whole_blocks(2 * filled) : capacity) * token;
     // The numbers that a layer is filled with, or what it held before it grew.
     largest = std::max(largest, capacity * token);
   }

@@ -45,7 +45,6 @@ class TorchContender : public Contender {
 class AttendContender : public TorchContender {
  public:
   std::string name() const override { return "attend"; }
-  bool ours() const override { return true; }
 
   PreparedDecode prepare(const DecodeCase& decode, const std::vector<DecodeInputs>& inputs) const override {
     PreparedDecode prepared = TorchContender::prepare(decode, inputs);

@@ -175,13 +175,14 @@ class AppendReference {
   void complete_pages(int b) const {
     const int end = a_.lengths[b], begin = std::max(0, end - a_.tokens), width = columns() + scale_columns();
     std::vector<std::vector<uint16_t>> rows;
+    rows.reserve(64);
     for (int position = begin / 64 * 64; position < end; ++position) {
       const uint16_t* const held = open_row(b, position);
       rows.push_back(position < begin ? std::vector<uint16_t>(held, held + width)
                                       : new_row(b, position - end + a_.tokens));
       if (position % 64 != 63) continue;
-      std::vector<std::vector<float>> page;
-      for (const auto& row : rows) page.push_back(numbers(row));
+      std::vector<std::vector<float>> page(rows.size());
+      std::transform(rows.begin(), rows.end(), page.begin(), [this](const auto& row) { return numbers(row); });
       reference::store_channels(page, columns(), page_at(b, position));
       for (int row = 0; row < 64; ++row) {
         reference::store_key_scales(CINCH_CACHE_INT4, columns(), scale_columns(), rows[static_cast<size_t>(row)],
@@ -197,8 +198,8 @@ class AppendReference {
 
   int scale_columns() const { return a_.key_scales != 0 ? a_.n_kv_heads : 0; }
   std::vector<float> numbers(const std::vector<uint16_t>& row) const {
-    std::vector<float> x;
-    for (const uint16_t value : row) x.push_back(number(value));
+    std::vector<float> x(row.size());
+    std::transform(row.begin(), row.end(), x.begin(), [this](uint16_t value) { return number(value); });
     return x;
   }
   uint16_t* open_row(int b, int position) const {

@@ -34,6 +34,13 @@ inline std::vector<int32_t> edge_lengths(int tokens) {
   return lengths;
 }
 
+/// Of a large batch.
+inline std::vector<int32_t> many_lengths() {
+  std::vector<int32_t> lengths(300);
+  for (size_t i = 0; i < lengths.size(); ++i) lengths[i] = static_cast<int32_t>(i * 37 % 200);
+  return lengths;
+}
+
 inline std::vector<AppendCase> grouped_appends() {
   std::vector<AppendCase> cases;
   for (const int tokens : {1, 2, 63, 64, 65, 200}) {
@@ -53,6 +60,7 @@ inline std::vector<AppendCase> grouped_appends() {
   for (const int head_dim : {1, 6, 20, 30, 64, 72, 128, 256})
     cases.push_back(grouped_append(head_dim, head_dim / 2 * 2, 4, head_dim == 64 ? 1 : 2, 3, {0, 2, 65, 130}));
   cases.back().without_q = true;
+  cases.push_back(grouped_append(32, 32, 3, 3, 1, many_lengths()));
   return cases;
 }
 
@@ -83,13 +91,15 @@ inline std::vector<AppendCase> latent_appends(int format) {
     c.n_heads = c.n_kv_heads = 16;
     cases.push_back(c);
   }
-  // Keys so large that scales and zeros are bf16; a fp16 cache that holds nothing but zeros of both signs.
+  // Keys so large that scales and zeros are bf16; an fp16 cache that holds nothing but zeros of both signs.
   cases.push_back(latent_append(40, 16, 65, {128, 65}));
   cases.back().format = format;
   cases.back().spread = 2e5f;
   cases.push_back(cases.back());
   cases.back().spread = 1e-12f;
   cases.back().type = CINCH_DECODE_FP16;
+  cases.push_back(latent_append(16, 8, 1, many_lengths()));
+  cases.back().format = format;
   if (format == CINCH_CACHE_16BIT) {
     cases.push_back(latent_append(7, 2, 3, {70, 1, 2}));
     cases.push_back(latent_append(33, 0, 3, {70, 1, 2}));

@@ -97,7 +97,8 @@ TEST_F(AppendRotation, RoundsOnce) {
     EXPECT_TRUE(error.le(bound).all().item<bool>());
     const double own = error.norm().item<double>(), other = (stepwise - exact).norm().item<double>();
     EXPECT_LT(own, 0.8 * other);
-    RecordProperty("stepwise_over_once", std::to_string(other / own));
+    RecordProperty(type == CINCH_DECODE_BF16 ? "stepwise_over_once_bf16" : "stepwise_over_once_fp16",
+                   std::to_string(other / own));
   }
 }
 

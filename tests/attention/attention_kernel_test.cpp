@@ -175,9 +175,9 @@ TEST(AttentionKernel, DispatchSaysWhy) {
   std::map<std::string, KernelVerdict> verdicts;
   for (const KernelVerdict& verdict : explain_dispatch(request)) verdicts[verdict.kernel] = verdict;
   ASSERT_EQ(verdicts.size(), attention_kernels().size());
-  EXPECT_EQ(verdicts["flash"].missing, "CPU");
-  EXPECT_EQ(verdicts["sdpa"].missing, "soft cap");
-  EXPECT_EQ(verdicts["reference"].missing, "");
+  EXPECT_EQ(verdicts["flash"].why_not, "misses CPU");
+  EXPECT_EQ(verdicts["sdpa"].why_not, "misses soft cap");
+  EXPECT_EQ(verdicts["reference"].why_not, "");
   for (const auto& [name, verdict] : verdicts) EXPECT_EQ(verdict.runs, name == "reference") << name;
 }
 
@@ -212,7 +212,7 @@ TEST(AttentionKernel, HoldingAllScoresIsSaid) {
   EXPECT_EQ(warnings(), "");  // nothing is kept where nothing is recorded
   request.q.set_requires_grad(true);
   EXPECT_THAT(warnings(), testing::HasSubstr("holds all scores (0.3 GB per layer) for the gradients: flash misses CPU; "
-                                             "sdpa misses soft cap"));
+                                             "cudnn misses CPU; sdpa misses soft cap; cinch misses CPU"));
   EXPECT_EQ(warnings(), "");  // once
 }
 

@@ -53,13 +53,21 @@ TEST(CachePrecision, NamesAndForms) {
     EXPECT_EQ(parse_cache_precision(name).bits, bits);
     EXPECT_EQ(parse_cache_precision(name).name(), name);
   }
-  for (const char* wrong : {"", "int5", "int", "8", "int16", "INT8", "int8 ", "fp8"}) {
+  for (const char* served : {"int8-token", "fp8"}) {
+    const CachePrecision precision = parse_cache_precision(served);
+    EXPECT_EQ(precision.name(), served);
+    EXPECT_TRUE(precision.rounds());
+    const at::Tensor x = at::randn({1, 2, 3, 4});  // grouped-query attention keeps 16 bits
+    EXPECT_TRUE(rounded_per_channel(x, precision).is_same(x));
+    EXPECT_TRUE(rounded_per_token(x, precision).is_same(x));
+  }
+  for (const char* wrong : {"", "int5", "int", "8", "int16", "INT8", "int8 ", "fp8 ", "int4-token"}) {
     try {
       parse_cache_precision(wrong);
       FAIL() << wrong;
     } catch (const UsageError& error) {
       EXPECT_THAT(error.what(), testing::HasSubstr(fmt::format("\"{}\"", wrong)));
-      EXPECT_THAT(describe_error(error).help, testing::HasSubstr("int8, int4, int3, int2, 16"));
+      EXPECT_THAT(describe_error(error).help, testing::HasSubstr("int8, int4, int3, int2, 16, int8-token, fp8"));
     }
   }
 }
@@ -94,6 +102,9 @@ TEST(CachePrecision, PackedBytesOfBothKinds) {
   latent.key_scale_tail = true;
   EXPECT_EQ(packed_bytes_per_token(latent, {}), 64 * 2 + 3 * 2);
   EXPECT_EQ(packed_bytes_per_token(latent, {.bits = 3}), 64 * 3.5 / 8 + 3 * 2);
+  for (const CacheFormat format : {CacheFormat::int8, CacheFormat::fp8})
+    EXPECT_EQ(packed_bytes_per_token(latent, {.served = format}), 64 + 2 * 2 + 3 * 2);
+  EXPECT_EQ(packed_bytes_per_token(grouped, {.served = CacheFormat::fp8}), packed_bytes_per_token(grouped, {}));
 }
 
 TEST(CachePrecision, SixteenBitsTouchNothing) {

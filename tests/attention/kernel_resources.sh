@@ -13,6 +13,7 @@ architectures=$1
 shift
 awk -v wanted="$architectures" '
   function budget(name,   n) {
+    if (name ~ /[0-9](merge|map)_kernelI/) return 128
     if (name ~ /append_kernelI|prefill_row_states_kernelI/) return 64
     if (!match(name, /decode_kernelI[A-Za-z0-9_]*Li[12]ELi[0-9]+ELi[0-9]+E/)) return 255
     n = substr(name, RSTART, RLENGTH)

@@ -11,7 +11,7 @@
 #include "attention/kernels/cuda/latent_sm90.h"
 #include "attention/kernels/decode/combine.h"
 #include "attention/kernels/decode/plan_block.h"
-#include "tests/attention/decode_cases.h"
+#include "tests/attention/decode_grid.h"
 #include "tests/attention/sm90_emulator.h"
 
 namespace cinch::decode {
@@ -142,6 +142,16 @@ void expect_right(const DecodeCase& c, int parts, uint64_t pace, int tile_tokens
 }
 
 constexpr int kHalf = CINCH_DECODE_FP16;
+
+TEST(LatentDecodeSm90, SaysWhatItDoesNotCover) {
+  DecodeArrays arrays = CaseBuilder(case_of({64, 16, 3, {150}}), 1).build();
+  EXPECT_EQ(sm90_missing(arrays.step, 9, 0), nullptr);
+  EXPECT_STREQ(sm90_missing(arrays.step, 8, 0), "needs sm_90a");
+  for (const int format : kPackedFormats) {
+    arrays.step.cache_format = format;
+    EXPECT_STREQ(sm90_missing(arrays.step, 9, 0), "caches of 16 bits only");
+  }
+}
 
 TEST(LatentDecodeSm90, AlternateTiles) {
   expect_right(case_of({64, 16, 3, {150}}), 1, 0);

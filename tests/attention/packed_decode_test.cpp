@@ -100,13 +100,13 @@ TEST_F(PackedDecode, StagesOfAnyNumberAndSize) {
         TilingWish wish;
         wish.warps = warps;
         wish.slabs = stages;
-        DecodeCase c = latent_case(72, 24, 12, {300, 20, 200});
+        DecodeCase c = latent_case(72, 24, 12, {200, 20});
         c.cache_format = format;
         c.key_scales = stages == 2;
         c.n_kv_heads = 3;
         expect_good(c, wish);
+        if (stages != 3) continue;
         c.n_heads = 40;
-        c.n_kv_heads = 5;
         c.window = 150;
         expect_good(c, wish);
       }

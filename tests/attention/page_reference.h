@@ -58,7 +58,7 @@ inline void store_token(int format, const std::vector<float>& row, int latent, i
     float largest = 0;
     for (int i = begin; i < end; ++i) largest = std::max(largest, std::abs(row[static_cast<size_t>(i)]));
     const uint16_t bits = Bf16::from_float(largest / (format == CINCH_CACHE_INT8 ? 127.0f : 448.0f));
-    store_16(page + parts.scales + 4 * token + 2 * part, bits);
+    store_16(page + (parts.scales + 4 * token + 2 * part), bits);
     const float scale = Bf16::to_float(bits);
     for (int i = begin; i < end; ++i) {
       const float steps = scale == 0 ? 0 : row[static_cast<size_t>(i)] / scale;
@@ -88,8 +88,8 @@ inline void store_channels(const std::vector<std::vector<float>>& rows, int colu
     const bool half = std::abs(least) <= 65504 && step <= 65504;
     const uint16_t scale = half ? Fp16::from_float(step) : Bf16::from_float(step);
     const uint16_t zero = half ? Fp16::from_float(least) : Bf16::from_float(least);
-    store_16(page + parts.scales + 2 * i, static_cast<uint16_t>(half ? scale : scale | 0x8000));
-    store_16(page + parts.zeros + 2 * i, zero);
+    store_16(page + (parts.scales + 2 * i), static_cast<uint16_t>(half ? scale : scale | 0x8000));
+    store_16(page + (parts.zeros + 2 * i), zero);
     const float a = half ? Fp16::to_float(scale) : Bf16::to_float(scale);
     const float b = half ? Fp16::to_float(zero) : Bf16::to_float(zero);
     for (int token = 0; token < 64; ++token) {
@@ -106,7 +106,8 @@ inline void store_key_scales(int format, int columns, int count, const std::vect
                              int token) {
   const PageParts parts(format, columns, count);
   for (int i = 0; i < count; ++i)
-    store_16(page + parts.key_scales + 2 * (token * count + i), row[static_cast<size_t>(columns + i)]);
+    store_16(page + (parts.key_scales + 2 * (token * count + i)),
+             row.at(static_cast<size_t>(columns) + static_cast<size_t>(i)));
 }
 
 }  // namespace cinch::decode::reference

@@ -105,6 +105,11 @@ TEST_F(PrefillAutograd, TakesAnyLayout) {
   request.k = at::constant_pad_nd(request.k, {3, 2}).narrow(3, 3, 40);
   EXPECT_TRUE(at::equal(kernel_.run(request), plain));
 
+  // In place, but not at a multiple of 16 bytes.
+  const at::Tensor shifted = at::empty({request.v.numel() + 1}, request.v.options()).narrow(0, 1, request.v.numel());
+  request.v = shifted.copy_(request.v.flatten()).view(request.v.sizes());
+  EXPECT_TRUE(at::equal(kernel_.run(request), plain));
+
   const Results whole = results_of(kernel_, request, at::kBFloat16, at::ones_like(plain));
   const Results expanded = results_of(kernel_, request, at::kBFloat16, at::ones({1}).expand(plain.sizes()));
   EXPECT_TRUE(at::equal(whole.d_q, expanded.d_q));

@@ -66,5 +66,14 @@ TEST(PrefillTiling, TwoThreadBlocksShareAMultiprocessor) {
   }
 }
 
+TEST(PrefillTiling, DividersDivide) {
+  for (const int divisor : {1, 2, 3, 5, 7, 8, 12, 28, 32, 127, 4095, 4096, 4097, 65535, 65536}) {
+    const Divider divider = divider_of(divisor);
+    for (const int number : {0, 1, divisor - 1, divisor, divisor + 1, 12345, 1 << 30, INT32_MAX / divisor * divisor - 1,
+                             INT32_MAX / divisor * divisor, INT32_MAX})
+      EXPECT_EQ(divider.quotient(number), number / divisor) << number << " / " << divisor;
+  }
+}
+
 }  // namespace
 }  // namespace cinch::prefill

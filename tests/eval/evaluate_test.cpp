@@ -173,6 +173,36 @@ TEST(Evaluate, RoundsTheCacheOfEveryWindow) {
   EXPECT_GT(std::abs(report.rows.back().perplexity.mean_nll - report.rows.front().perplexity.mean_nll), 1e-6);
 }
 
+/// Latent layers as a packed cache serves them, grouped-query layers in 16 bits.
+TEST(Evaluate, ServedFormatsAreThoseOfPackedCaches) {
+  const auto golden = golden_model("model");
+  const LatentModel latent = with_latent_layers(*golden, {{1, {.rank = 9, .nope = 3, .rotary = 4, .value = 5}}});
+  TempFolder folder;
+  write_latent_model(latent, *golden, {.output = folder / "out", .format = "native"});
+  const auto source = ModelSource::open(folder / "out");
+  EvalOptions options;
+  options.protocol = parse_protocol("ppl-gptq-48");
+  options.caches = {parse_cache_precision("int8-token"), parse_cache_precision("fp8")};
+  const auto ids = golden_eval()["ids"].get<std::vector<int64_t>>();
+  const EvalReport report = evaluate_one(source, nullptr, ids, options);
+  const DecoderModel model(source, at::kFloat);
+  ASSERT_EQ(model.config().n_layers, 2);
+  for (const size_t row : {1, 2}) {
+    const EvalRow& found = report.rows.at(row);
+    EXPECT_EQ(found.kv_bytes_per_token, 2 * 2 * 3 * 4 + (16 + 4));  // the row padded to 16 bytes, two scales
+    double sum = 0;
+    for (size_t begin = 0; begin + 48 <= ids.size(); begin += 48) {
+      const at::Tensor window =
+          at::tensor(std::vector<int64_t>(ids.begin() + begin, ids.begin() + begin + 48), at::kLong);
+      std::vector<KvCache> caches = {KvCache(), KvCache(found.cache.served, CacheColumns{9, 4, 0})};
+      const at::Tensor logits = model.forward(window.unsqueeze(0), &caches)[0].narrow(0, 0, 47);
+      sum -= at::log_softmax(logits, 1).gather(1, window.narrow(0, 1, 47).unsqueeze(1)).sum().item<double>();
+    }
+    EXPECT_NEAR(found.perplexity.mean_nll, sum / static_cast<double>(found.perplexity.tokens), 1e-5);
+    EXPECT_GT(std::abs(found.perplexity.mean_nll - report.rows[0].perplexity.mean_nll), 1e-6);
+  }
+}
+
 TEST(Evaluate, WithoutAReferenceTheFirstModelIsTheMeasureOfBytes) {
   EvalOptions options;
   options.protocol = parse_protocol("ppl-gptq-48");

@@ -25,8 +25,9 @@ inline void PrintTo(const DecodeModelCase& test_case, std::ostream* stream) { *s
 
 /// 2 or 3 layers of 4 heads of 32.
 inline Json small_sizes(int64_t kv_heads) {
-  return {{"hidden_size", 64},       {"num_attention_heads", 4},        {"num_key_value_heads", kv_heads}, {"head_dim", 32},
-          {"intermediate_size", 48}, {"max_position_embeddings", 1024}, {"query_pre_attn_scalar", 24}};
+  return {
+      {"hidden_size", 64},       {"num_attention_heads", 4},        {"num_key_value_heads", kv_heads}, {"head_dim", 32},
+      {"intermediate_size", 48}, {"max_position_embeddings", 1024}, {"query_pre_attn_scalar", 24}};
 }
 
 inline std::vector<DecodeModelCase> decode_models() {
@@ -44,8 +45,10 @@ inline std::vector<DecodeModelCase> decode_models() {
       {"mqa", "llama_bias", small_sizes(1), {}},
       {"gemma2", "gemma2", sizes(2, {{"sliding_window", 40}}), {}},
       {"qwen3", "qwen3", small_sizes(2), {}},
-      {"phi3", "phi3_short",
-       sizes(3, {{"hidden_size", 96}, {"num_attention_heads", 3}, {"head_dim", nullptr}, {"rope_scaling", longrope}}), {}},
+      {"phi3",
+       "phi3_short",
+       sizes(3, {{"hidden_size", 96}, {"num_attention_heads", 3}, {"head_dim", nullptr}, {"rope_scaling", longrope}}),
+       {}},
       {"llama_latent", "llama_gqa", small_sizes(2), {{0, mapped}, {1, unmapped}}},
       {"mixed", "llama_bias", small_sizes(2), {{0, wide}}},
       {"qwen3_latent", "qwen3", small_sizes(2), {{0, mapped}, {1, unmapped}}},

@@ -217,7 +217,8 @@ TEST_F(DecodeSessionTest, SequencesOfABatchDoNotMeet) {
     std::vector<at::Tensor> logits = {batch.prefill(prompts)};
     for (int64_t i = 0; i < kSteps; ++i) {
       at::Tensor next = at::empty({options.batch}, at::kLong);
-      for (size_t b = 0; b < ids.size(); ++b) next[static_cast<int64_t>(b)] = ids[b][static_cast<size_t>(lengths[b] + i)];
+      for (size_t b = 0; b < ids.size(); ++b)
+        next[static_cast<int64_t>(b)] = ids[b][static_cast<size_t>(lengths[b] + i)];
       logits.push_back(batch.step(next).clone());
     }
     const at::Tensor together = at::stack(logits, 1);  // (B, steps + 1, V)
@@ -262,7 +263,8 @@ TEST_F(DecodeSessionTest, AWindowsLayersHoldFewPages) {
 
 TEST_F(DecodeSessionTest, FilledCachesGoOn) {
   const DecoderModel model(open("mixed"), at::kBFloat16);
-  for (const DecodeFunctions* functions : {&emulated_decode_functions(), static_cast<const DecodeFunctions*>(nullptr)}) {
+  for (const DecodeFunctions* functions :
+       {&emulated_decode_functions(), static_cast<const DecodeFunctions*>(nullptr)}) {
     DecodeSession session(model, {.batch = 2, .max_tokens = 100}, functions);
     session.fill(90);
     EXPECT_EQ(session.lengths(), (std::vector<int64_t>{90, 90}));
@@ -276,7 +278,8 @@ TEST_F(DecodeSessionTest, RefusesWhatDoesNotFit) {
   EXPECT_THROW(DecodeSession(model, {.batch = 0, .max_tokens = 8}, nullptr), UsageError);
   EXPECT_THROW(DecodeSession(model, {.max_tokens = 0}, nullptr), UsageError);
   EXPECT_THROW(DecodeSession(model, {.max_tokens = 8, .cache_format = CacheFormat::int8}, nullptr), UnsupportedError);
-  for (const DecodeFunctions* functions : {&emulated_decode_functions(), static_cast<const DecodeFunctions*>(nullptr)}) {
+  for (const DecodeFunctions* functions :
+       {&emulated_decode_functions(), static_cast<const DecodeFunctions*>(nullptr)}) {
     DecodeSession session(model, {.max_tokens = 5}, functions);
     EXPECT_THROW(session.prefill({{1}, {2}}), UsageError);
     EXPECT_THROW(session.prefill({{}}), UsageError);
@@ -292,7 +295,8 @@ TEST_F(DecodeSessionTest, RefusesWhatDoesNotFit) {
 }
 
 TEST(DecodeKernelNames, AreParsed) {
-  for (const DecodeKernel kernel : {DecodeKernel::automatic, DecodeKernel::attend, DecodeKernel::mma, DecodeKernel::sm90})
+  for (const DecodeKernel kernel :
+       {DecodeKernel::automatic, DecodeKernel::attend, DecodeKernel::mma, DecodeKernel::sm90})
     EXPECT_EQ(parse_decode_kernel(name_of(kernel)), kernel);
   EXPECT_THROW(parse_decode_kernel("fast"), UsageError);
 }

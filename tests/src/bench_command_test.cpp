@@ -42,8 +42,8 @@ TEST(BenchCommand, KernelsAsJson) {
   for (const Json& row : json["rows"]) {
     EXPECT_EQ(row["status"], "ok");
     EXPECT_EQ(row["cache_bytes"], 64 * 96 * 4);
-    EXPECT_NEAR(row["share_of_copy"].get<double>(),
-                row["gb_per_s"].get<double>() / json["copy_gb_per_s"].get<double>(), 1e-9);
+    EXPECT_NEAR(row["share_of_copy"].get<double>(), row["gb_per_s"].get<double>() / json["copy_gb_per_s"].get<double>(),
+                1e-9);
   }
   EXPECT_EQ(parse_json(read_text(copy), copy), json);
 }
@@ -84,8 +84,8 @@ TEST(BenchCommand, AModelBeforeAndAfter) {
     EXPECT_EQ(row["random_weights"], true);
     EXPECT_EQ(row["kv_bytes_per_token"], bytes[i / 2]);
     EXPECT_EQ(row["cache_bytes"], bytes[i / 2] * 64 * row["batch"].get<int>());
-    EXPECT_NEAR(row["tokens_per_second"].get<double>(),
-                row["batch"].get<double>() / (row["us"].get<double>() * 1e-6), 1e-6);
+    EXPECT_NEAR(row["tokens_per_second"].get<double>(), row["batch"].get<double>() / (row["us"].get<double>() * 1e-6),
+                1e-6);
     for (const char* key : {"context", "weight_bytes", "read_weight_bytes", "kernel", "graph", "steps", "fastest_us",
                             "slowest_us", "gb_per_s", "share_of_copy", "kv_format"})
       EXPECT_TRUE(row.contains(key)) << key;
@@ -138,7 +138,8 @@ TEST(BenchCommand, BuiltInShapesAreTheModelsTheyAreNamedAfter) {
 }
 
 TEST(BenchCommand, WhatDoesNotFitIsSaidAndTheRestMeasured) {
-  const Outcome some = run_cinch(decode({stories_model(), "--context", "64,16000000", "--batch", "64", "--json", "-q"}));
+  const Outcome some =
+      run_cinch(decode({stories_model(), "--context", "64,16000000", "--batch", "64", "--json", "-q"}));
   ASSERT_EQ(some.code, 0) << some.err;
   ASSERT_EQ(some.json()["rows"].size(), 2u);
   EXPECT_EQ(some.json()["rows"][0]["status"], "ok");

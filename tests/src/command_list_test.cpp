@@ -48,8 +48,8 @@ INSTANTIATE_TEST_SUITE_P(Commands, EveryCommand, testing::ValuesIn(names()),
 TEST(CommandList, HoldsEveryCommandOnce) {
   const auto list = names();
   EXPECT_EQ(std::set<std::string>(list.begin(), list.end()).size(), list.size());
-  for (const char* name :
-       {"inspect", "plan", "convert", "eval", "generate", "bench", "export", "tokenize", "verify", "doctor", "completion"}) {
+  for (const char* name : {"inspect", "plan", "convert", "eval", "generate", "bench", "export", "tokenize", "verify",
+                           "doctor", "completion"}) {
     EXPECT_THAT(list, testing::Contains(name));
   }
 }

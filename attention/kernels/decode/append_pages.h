@@ -11,7 +11,7 @@ CINCH_DEVICE const uint16_t* row_source(const AppendJob& job, NewToken token, in
   const int inside = column - job.append.kv_lora_rank;
   if (inside < 0) return numbers_from(job.rows[kLatentRows], token, 0) + column;
   const int head = inside / job.append.qk_rope_head_dim;
-  return numbers_from(job.rows[kRotaryRows], token, head) + inside - head * job.append.qk_rope_head_dim;
+  return numbers_from(job.rows[kRotaryRows], token, head) + (inside - head * job.append.qk_rope_head_dim);
 }
 /// And what becomes of them.
 template <class T>
@@ -25,7 +25,7 @@ CINCH_DEVICE char* page_at(const AppendJob& job, int sequence, int position) {
 }
 /// Of a token of a page.
 CINCH_DEVICE uint16_t* key_scales_at(const AppendJob& job, char* page, int row) {
-  return reinterpret_cast<uint16_t*>(page + job.layout.key_scales) + row * job.rows[kScaleRows].width;
+  return reinterpret_cast<uint16_t*>(page + job.layout.key_scales) + int64_t{row} * job.rows[kScaleRows].width;
 }
 
 /// int8, fp8: a piece of work by one warp.
@@ -72,7 +72,7 @@ CINCH_DEVICE void append_codes(const AppendJob& job, NewToken token, int part, i
       const uint32_t code = token_code(append.cache_format, number_of<T>(units[j], i), scale);
       codes[i / 4] |= code << (8 * (i % 4));
     }
-    global_store(page + row * job.layout.row_bytes + column, Words2{codes[0], codes[1]});
+    global_store(page + int64_t{row} * job.layout.row_bytes + column, Words2{codes[0], codes[1]});
   }
 }
 
@@ -215,7 +215,7 @@ class Int4Tile {
         const Shared step = step_at(8 * p.unit + i);
         codes |= channel_code(number_of<T>(numbers, i), shared_float(step), shared_float(step + 4)) << (4 * i);
       }
-      global_store(page + p.row * job_.layout.row_bytes + (column_ + 8 * p.unit) / 2, codes);
+      global_store(page + int64_t{p.row} * job_.layout.row_bytes + (column_ + 8 * p.unit) / 2, codes);
     }
   }
 

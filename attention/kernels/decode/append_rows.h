@@ -95,10 +95,9 @@ CINCH_DEVICE void turn_halves(const CinchCacheAppend& append, int position, int 
   const Angles<8> angles(append, position, plane, count);
   CINCH_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const Pair low =
-        turned(number_of<T>(first, 2 * i), number_of<T>(second, 2 * i), angles.cos[2 * i], angles.sin[2 * i]);
-    const Pair high = turned(number_of<T>(first, 2 * i + 1), number_of<T>(second, 2 * i + 1), angles.cos[2 * i + 1],
-                             angles.sin[2 * i + 1]);
+    const int j = 2 * i, k = j + 1;
+    const Pair low = turned(number_of<T>(first, j), number_of<T>(second, j), angles.cos[j], angles.sin[j]);
+    const Pair high = turned(number_of<T>(first, k), number_of<T>(second, k), angles.cos[k], angles.sin[k]);
     first.words[i] = pack(T(), low.first, high.first);
     second.words[i] = pack(T(), low.second, high.second);
   }

@@ -43,19 +43,20 @@ class ForwardBlock {
   static constexpr int kOthers = kKeyTile / kTile;
 
   CINCH_DEVICE int threads() const { return 32 * tiling_.warps; }
+  CINCH_DEVICE int rows() const { return work_.queries * tiling_.group.divisor; }
   CINCH_DEVICE int row_of(int first, int tile, int half) const {
     return first + kTile * tile + own_row(lane_, 2 * half);
   }
   CINCH_DEVICE Range keys_of_row(int sequence, int row) const {
-    return keys_of(work_, sequence, row / group_of(work_));
+    return keys_of(work_, sequence, tiling_.group.quotient(row));
   }
   /// Keys that some of the rows see, and that all see; of rows beyond the last none.
   CINCH_DEVICE Range some_keys(int sequence, int row, int count) const {
-    const int last = min_of(row + count, rows_of(work_)) - 1;
+    const int last = min_of(row + count, rows()) - 1;
     return row > last ? Range{0, 0} : Range{keys_of_row(sequence, row).begin, keys_of_row(sequence, last).end};
   }
   CINCH_DEVICE Range all_keys(int sequence, int row, int count) const {
-    const int last = min_of(row + count, rows_of(work_)) - 1;
+    const int last = min_of(row + count, rows()) - 1;
     return row > last ? Range{0, 0} : Range{keys_of_row(sequence, last).begin, keys_of_row(sequence, row).end};
   }
 
@@ -89,8 +90,8 @@ class ForwardBlock {
     recall(kPlace, {own, place.sequence * work_.n_kv_heads + place.kv_head});
     if (keys.begin >= keys.end) return 0;
     clear_tails(shared_, tiling_.query_pitch, work_.head_dim, tiling_.rows, thread_, threads());
-    copy_rows(shared_, tiling_.query_pitch, work_.head_dim, first, tiling_.rows, rows_of(work_), thread_, threads(),
-              [&](int row) { return head_row(work_.q, work_, place, row); });
+    copy_rows(shared_, tiling_.query_pitch, work_.head_dim, first, tiling_.rows, rows(), thread_, threads(),
+              [&](int row) { return head_row(work_.q, tiling_.group.divisor, place, group_row(tiling_.group, row)); });
     for (int i = 0; i < tiling_.slots - 1; ++i) start_item(place, keys);
     return (keys.end - keys.begin + kKeyTile - 1) / kKeyTile;
   }
@@ -189,7 +190,7 @@ class ForwardBlock {
     for (int m = 0; m < kRowTiles; ++m) {
       CINCH_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const Range seen = keys_of_row(sequence, min_of(row_of(own, m, half), rows_of(work_) - 1));
+        const Range seen = keys_of_row(sequence, min_of(row_of(own, m, half), rows() - 1));
         CINCH_UNROLL
         for (int i = 0; i < kOthers * 4; ++i) {
           const int key = first_key + kTile * (i / 4) + other_row(lane_, i / 2 % 2, i);
@@ -217,10 +218,11 @@ class ForwardBlock {
         sum += decode::shuffle_xor(sum, 1);
         sum += decode::shuffle_xor(sum, 2);
         factors[m][half] = sum > 0 ? 1 / sum : 0;
-        const int row = row_of(own, m, half), group = group_of(work_);
-        if (work_.lse == nullptr || lane_ % 4 != 0 || row >= rows_of(work_)) continue;
-        const int64_t head = int64_t{at.sequence} * work_.n_heads + at.kv_head * group + row % group;
-        work_.lse[head * work_.queries + row / group] = (maximum_[m][half] + log2f(sum)) * decode::kLn2;
+        const int row = row_of(own, m, half);
+        if (work_.lse == nullptr || lane_ % 4 != 0 || row >= rows()) continue;
+        const GroupRow place = group_row(tiling_.group, row);
+        const int64_t head = int64_t{at.sequence} * work_.n_heads + at.kv_head * tiling_.group.divisor + place.member;
+        work_.lse[head * work_.queries + place.token] = (maximum_[m][half] + log2f(sum)) * decode::kLn2;
       }
     }
     decode::rescale(out_, factors);
@@ -230,8 +232,9 @@ class ForwardBlock {
       CINCH_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int row = row_of(own, m, half);
-        if (row >= rows_of(work_)) continue;
-        decode::write_row<T>(head_row(work_.out, work_, at, row) + column, out_[m], half, work_.v_head_dim - column);
+        if (row >= rows()) continue;
+        uint16_t* const to = head_row(work_.out, tiling_.group.divisor, at, group_row(tiling_.group, row));
+        decode::write_row<T>(to + column, out_[m], half, work_.v_head_dim - column);
       }
     }
   }

@@ -53,17 +53,20 @@ class GradientBlock {
 
   CINCH_DEVICE int threads() const { return 32 * tiling_.warps; }
   CINCH_DEVICE int warp_own() const { return thread_ / 32 * kWarpRows; }  // first of this warp, in the block
-  CINCH_DEVICE int own_end() const { return kOwnKeys ? work_.keys : rows_of(work_); }
+  CINCH_DEVICE int own_end() const { return kOwnKeys ? work_.keys : work_.queries * tiling_.group.divisor; }
+  CINCH_DEVICE uint16_t* row_in(const CinchPrefillArray& array, int row) const {
+    return head_row(array, tiling_.group.divisor, place_, group_row(tiling_.group, row));
+  }
 
   /// Keys that some own row sees, or rows that see some own key.
   CINCH_DEVICE Range streamed_range() const {
-    const int group = group_of(work_), last = min_of(first_own_ + tiling_.own_rows, own_end()) - 1;
+    const int group = tiling_.group.divisor, last = min_of(first_own_ + tiling_.own_rows, own_end()) - 1;
     if (kOwnKeys) {
       const Range queries = queries_of(work_, place_.sequence, {first_own_, last + 1});
       return {queries.begin * group, queries.end * group};
     }
-    return {keys_of(work_, place_.sequence, first_own_ / group).begin,
-            keys_of(work_, place_.sequence, last / group).end};
+    return {keys_of(work_, place_.sequence, tiling_.group.quotient(first_own_)).begin,
+            keys_of(work_, place_.sequence, tiling_.group.quotient(last)).end};
   }
 
   CINCH_DEVICE void clear_sums() {
@@ -81,7 +84,7 @@ class GradientBlock {
     const auto copy = [&](Shared target, const CinchPrefillArray& of_keys, const CinchPrefillArray& of_rows, int pitch,
                           int columns) {
       copy_rows(target, pitch, columns, first, count, end, thread_, threads(),
-                [&](int row) { return kKeys ? key_row(of_keys, place_, row) : head_row(of_rows, work_, place_, row); });
+                [&](int row) { return kKeys ? key_row(of_keys, place_, row) : row_in(of_rows, row); });
     };
     copy(to, work_.k, work_.q, tiling_.key_pitch, work_.head_dim);
     if (with_values)
@@ -234,7 +237,7 @@ class GradientBlock {
       for (int half = 0; half < 2; ++half) {
         const int own = first_own_ + warp_own() + kTile * m + own_row(lane_, 2 * half);
         if (own >= own_end()) continue;
-        uint16_t* const to = kOwnKeys ? key_row(of_keys, place_, own) : head_row(of_rows, work_, place_, own);
+        uint16_t* const to = kOwnKeys ? key_row(of_keys, place_, own) : row_in(of_rows, own);
         decode::write_row<T>(to + column, sums[m], half, columns - column);
       }
     }

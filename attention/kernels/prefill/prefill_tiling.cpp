@@ -14,7 +14,8 @@ constexpr int64_t kMaxTokens = 1 << 24;
 constexpr int64_t kMaxRows = int64_t{1} << 30;
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
-/// Bytes of a row in shared memory: whole units and 16 more, an odd number of 16 bytes, so that ldmatrix meets all banks.
+/// Bytes of a row in shared memory: whole units and 16 more, an odd number of 16 bytes, so that ldmatrix meets all
+/// banks.
 int pitch_of(int columns) { return 32 * units_of(columns) + 16; }
 
 struct Rule {
@@ -51,6 +52,7 @@ GradientTiling lay_out(const CinchPrefill& work, int pass, int units, int warps,
   t.pass = pass;
   t.units = units;
   t.warps = warps;
+  t.group = divider_of(group_of(work));
   t.streamed_rows = streamed_rows;
   t.own_rows = kTile * own_tiles(pass, units) * warps;
   t.own_blocks = divide_up(pass == kOfQueries ? rows_of(work) : work.keys, t.own_rows);
@@ -132,6 +134,7 @@ bool choose_forward_tiling(const CinchPrefill& work, const Multiprocessor& proce
   t.row_tiles = t.units == 16 ? 1 : 2;
   t.query_pitch = t.key_pitch = pitch_of(work.head_dim);
   t.value_pitch = pitch_of(work.v_head_dim);
+  t.group = divider_of(group_of(work));
   t.slot_bytes = kKeyTile * std::max(t.key_pitch, t.value_pitch);
   for (const Occupancy& o : kOccupancies) {
     if (32 * o.warps > forward_threads(t.row_tiles)) continue;

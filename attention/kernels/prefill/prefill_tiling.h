@@ -8,6 +8,7 @@
 
 #include "attention/kernels/decode/device.h"
 #include "attention/kernels/decode/tiling.h"
+#include "attention/kernels/prefill/divider.h"
 #include "attention/kernels/prefill/prefill_abi.h"
 
 namespace cinch::prefill {
@@ -33,6 +34,7 @@ struct ForwardTiling {
   int rows, row_blocks;                                 // of a thread block; of a KV head
   int query_pitch, key_pitch, value_pitch, slot_bytes;  // bytes
   int ring_offset, shared_bytes;
+  Divider group;  // G
 };
 
 /// Which gradients a backward kernel computes. Keys and values at once where both sums fit into registers.
@@ -50,6 +52,7 @@ struct GradientTiling {
   int own_values_offset, own_states_offset, ring_offset;
   int slot_values_offset, slot_states_offset, slot_bytes;
   int shared_bytes;
+  Divider group;  // G
 };
 
 struct ForwardJob {

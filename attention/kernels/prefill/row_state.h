@@ -42,9 +42,10 @@ CINCH_DEVICE void write_row_states(const CinchPrefill& work, int64_t block, int 
   const int64_t own = index < all ? index : all - 1;  // idle threads take part in the shuffles
   const int problem = static_cast<int>(own / rows);
   const BlockPlace place{problem / work.n_kv_heads, problem % work.n_kv_heads, 0};
-  const int row = static_cast<int>(own % rows), group = group_of(work), token = row / group;
-  const uint16_t* const out = head_row(work.out, work, place, row);
-  const uint16_t* const d_out = head_row(work.d_out, work, place, row);
+  const int row = static_cast<int>(own % rows), group = group_of(work);
+  const int token = row / group, member = row % group;
+  const uint16_t* const out = head_row(work.out, group, place, {token, member});
+  const uint16_t* const d_out = head_row(work.d_out, group, place, {token, member});
   float delta = 0;
   for (int column = thread % 8 * 8; column < work.v_head_dim; column += 64) {
     const auto a = *reinterpret_cast<const decode::Words4*>(out + column);
@@ -55,7 +56,7 @@ CINCH_DEVICE void write_row_states(const CinchPrefill& work, int64_t block, int 
   delta += decode::shuffle_xor(delta, 2);
   delta += decode::shuffle_xor(delta, 4);
   if (thread % 8 != 0 || index >= all) return;
-  const int64_t head = int64_t{place.sequence} * work.n_heads + place.kv_head * group + row % group;
+  const int64_t head = int64_t{place.sequence} * work.n_heads + place.kv_head * group + member;
   const float lse = work.lse[head * work.queries + token] * decode::kLog2e;
   *row_state(work, place, row) = {lse, delta, keys_of(work, place.sequence, token)};
 }

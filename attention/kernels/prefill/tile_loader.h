@@ -17,11 +17,19 @@ CINCH_DEVICE BlockPlace place_of(const CinchPrefill& work, int index) {
   return {problem % work.batch, index % work.n_kv_heads, problem / work.batch};
 }
 
-/// A row of a KV head's problem, in an array of the query heads.
-CINCH_DEVICE uint16_t* head_row(const CinchPrefillArray& array, const CinchPrefill& work, BlockPlace place, int row) {
-  const int group = group_of(work), token = row / group, head = place.kv_head * group + row % group;
+/// A row of a KV head's problem: the token, and which of the group's heads.
+struct GroupRow {
+  int token, member;
+};
+CINCH_DEVICE GroupRow group_row(const Divider& group, int row) {
+  const int token = group.quotient(row);
+  return {token, row - token * group.divisor};
+}
+/// Of an array of the query heads.
+CINCH_DEVICE uint16_t* head_row(const CinchPrefillArray& array, int group, BlockPlace place, GroupRow row) {
+  const int head = place.kv_head * group + row.member;
   return static_cast<uint16_t*>(array.data) + place.sequence * array.batch_stride + head * array.head_stride +
-         token * array.token_stride;
+         row.token * array.token_stride;
 }
 /// A key, in an array of the KV heads.
 CINCH_DEVICE uint16_t* key_row(const CinchPrefillArray& array, BlockPlace place, int key) {

@@ -3,8 +3,8 @@
 // apart). Bytes are what must be read and written once: visible cache rows, queries, results, value maps. Shares are of
 // what a plain copy reaches in the same run, read and written bytes together.
 //   --bench            the cases of docs/kernels.md, Targets
-//   --bench grouped|latent|small|plan|latency|tune ...    some of them; latency takes short steps apart, tune tries
-//                                                       other tilings
+//   --bench grouped|latent|packed|small|plan|latency|tune ...    some of them; packed: latents of fewer bits than 16
+//                                       beside 16; latency takes short steps apart, tune tries other tilings
 //   --bench ... [--json FILE --commit COMMIT]    also writes a line per time (bench/results/README.md)
 #include <algorithm>
 #include <cmath>
@@ -51,7 +51,13 @@ struct Shape {
   int n_heads = 16, n_kv_heads = 1;
   int head_dim = 0, rank = 0, rope = 0, v_head_dim = 0;
   bool ragged = false;  // lengths between a half and three halves of `length`
+  int cache_format = CINCH_CACHE_16BIT;
 };
+
+const char* format_name(int format) {
+  constexpr const char* kNames[] = {"16 bit", "int8", "fp8", "int4"};
+  return kNames[format];
+}
 
 class Bench {
  public:
@@ -72,8 +78,20 @@ class Bench {
   static int64_t cache_bytes(const Shape& shape) {
     const std::vector<int32_t> lengths = lengths_of(shape);
     const bool latent = shape.kind == CINCH_DECODE_LATENT;
+    if (shape.cache_format != CINCH_CACHE_16BIT) {
+      int64_t bytes = 0;
+      for (const int32_t length : lengths) bytes += packed_bytes(shape, length);
+      return bytes;
+    }
     const int64_t row = latent ? shape.rank + shape.rope : 2 * int64_t{shape.n_kv_heads} * shape.head_dim;
     return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}) * row * 2;
+  }
+  /// Codes with their scales and zeros; the open page in 16 bits.
+  static int64_t packed_bytes(const Shape& shape, int64_t length) {
+    const int64_t columns = shape.rank + shape.rope;
+    if (shape.cache_format != CINCH_CACHE_INT4) return length * (columns + 4);
+    const int64_t full = length / kBlockTokens;
+    return full * (kBlockTokens * columns / 2 + 4 * columns) + length % kBlockTokens * columns * 2;
   }
   const Multiprocessor& processor() const { return processor_; }
 
@@ -93,7 +111,8 @@ class Bench {
     const int longest = *std::max_element(lengths.begin(), lengths.end());
     const int blocks = (longest + kBlockTokens - 1) / kBlockTokens, pages = s.batch * blocks;
     const bool latent = shape.kind == CINCH_DECODE_LATENT;
-    const int64_t cache = static_cast<int64_t>(pages) * s.keys.page_stride * 2 * (latent ? 1 : 2);
+    const bool packed = s.cache_format != CINCH_CACHE_16BIT;
+    const int64_t cache = static_cast<int64_t>(pages) * s.keys.page_stride * (packed ? 1 : 2) * (latent ? 1 : 2);
     const int64_t small = int64_t{s.batch} * s.n_heads * (query_width(s) + out_width(s)) * 2 +
                           int64_t{s.n_heads} * s.v_head_dim * s.kv_lora_rank * 2;
     bytes = static_cast<uint64_t>(cache_bytes(shape) + small);
@@ -118,6 +137,7 @@ class Bench {
       DecodeJob one = job;
       one.step.keys.data = part(static_cast<uint64_t>(cache) * i);
       one.step.values.data = latent ? nullptr : part(static_cast<uint64_t>(cache) * i + cache / 2);
+      one.step.open.data = part(pool_.bytes() * 5 / 8 + rest * i);
       one.step.q = part(pool_.bytes() / 2 + rest * i);
       one.step.value_map = part(pool_.bytes() * 3 / 4 + rest * i);
       for (const int phases : launches) {
@@ -196,6 +216,10 @@ class Bench {
     s.keys.head_stride = kBlockTokens * s.keys.token_stride;
     s.keys.page_stride = s.keys.head_stride * (shape.kind == CINCH_DECODE_LATENT ? 1 : shape.n_kv_heads);
     s.values = shape.kind == CINCH_DECODE_LATENT ? CinchDecodeCache{} : s.keys;
+    s.cache_format = shape.cache_format;
+    if (shape.cache_format == CINCH_CACHE_16BIT) return;
+    s.open = {nullptr, s.keys.page_stride, 0, s.keys.token_stride};
+    s.keys = {nullptr, page_layout(shape.cache_format, shape.rank + shape.rope, 0).page_bytes, 0, 0};
   }
 
   DeviceMemory pool_;
@@ -215,6 +239,7 @@ std::string text_of(const Shape& s) {
   snprintf(text, sizeof text, " B%-3d L%-6d%s", s.batch, s.length, s.ragged ? "~" : " ");
   result += text;
   if (s.v_head_dim > 0) result += " Dv" + std::to_string(s.v_head_dim);
+  if (s.cache_format != CINCH_CACHE_16BIT) result += std::string(" ") + format_name(s.cache_format);
   return result;
 }
 
@@ -233,7 +258,9 @@ void report(Bench& bench, const Shape& shape, const TilingWish& wish = {},
   if (experiment) return;
   BenchLine line{};
   line.attention = shape.kind == CINCH_DECODE_LATENT ? "mla" : "gqa";
-  line.kernel = "cinch";
+  const std::string kernel =
+      shape.cache_format == CINCH_CACHE_16BIT ? "cinch" : std::string("cinch-") + format_name(shape.cache_format);
+  line.kernel = kernel.c_str();
   line.batch = shape.batch;
   line.context = shape.length;
   line.ragged = shape.ragged;
@@ -304,6 +331,22 @@ void bench_small(Bench& bench) {
     }
   }
   for (const int rank : {128, 512}) report(bench, latent_shape(rank, 64, 32, 64, 4096, 128));
+}
+void bench_packed(Bench& bench) {
+  const auto all_formats = [&bench](Shape shape) {
+    for (const int format : {CINCH_CACHE_16BIT, CINCH_CACHE_INT8, CINCH_CACHE_FP8, CINCH_CACHE_INT4}) {
+      shape.cache_format = format;
+      report(bench, shape);
+    }
+  };
+  for (const int n_heads : {16, 32, 64})
+    for (const int rank : kRanks) all_formats(latent_shape(rank, 64, n_heads, 64, 8192));
+  for (const int rank : {128, 512}) {
+    all_formats(latent_shape(rank, 64, 16, 1, 4096, 128));
+    Shape shape = latent_shape(rank, 64, 32, 128, 4096);
+    shape.ragged = true;
+    all_formats(shape);
+  }
 }
 void bench_tunings(Bench& bench) {
   for (const int rank : kRanks) {
@@ -389,8 +432,8 @@ void bench_plan(Bench& bench) {
 int run_benchmark(const std::vector<std::string>& arguments) {
   Bench bench;
   const std::map<std::string, void (*)(Bench&)> suites = {
-      {"grouped", bench_grouped}, {"latent", bench_latent}, {"small", bench_small},   {"tune", bench_tunings},
-      {"latency", bench_latency}, {"plan", bench_plan},     {"append", bench_appends}};
+      {"grouped", bench_grouped}, {"latent", bench_latent},   {"packed", bench_packed}, {"small", bench_small},
+      {"tune", bench_tunings},    {"latency", bench_latency}, {"plan", bench_plan},     {"append", bench_appends}};
   std::vector<std::string> wanted(arguments.begin() + 1, arguments.end());
   std::string json, commit = "unknown";
   for (const auto& [name, value] : {std::pair{"--json", &json}, std::pair{"--commit", &commit}}) {
@@ -403,7 +446,7 @@ int run_benchmark(const std::vector<std::string>& arguments) {
     fprintf(stderr, "error: %s cannot be written\n", json.c_str());
     return 2;
   }
-  if (wanted.empty()) wanted = {"plan", "append", "latent", "small", "grouped"};
+  if (wanted.empty()) wanted = {"plan", "append", "latent", "packed", "small", "grouped"};
   for (const std::string& name : wanted) {
     const auto suite = suites.find(name);
     if (suite == suites.end()) {

@@ -16,13 +16,14 @@ namespace {
 
 /// A case's arrays on the device.
 struct DeviceCase {
-  DeviceMemory q, keys, values, map, bias, table, lengths, out, lse, plan, scratch;
+  DeviceMemory q, keys, values, open, map, bias, table, lengths, out, lse, plan, scratch;
   CinchDecodeStep step;
 
   explicit DeviceCase(const DecodeArrays& a)
       : q(a.q),
         keys(a.keys),
         values(a.values),
+        open(a.open),
         map(a.value_map),
         bias(a.value_bias),
         table(a.table),
@@ -33,6 +34,7 @@ struct DeviceCase {
     step.q = q.as();
     step.keys.data = keys.as();
     step.values.data = values.as();
+    step.open.data = open.as();
     step.value_map = map.as();
     step.value_bias = bias.as();
     step.block_table = table.as<int32_t>();

@@ -21,11 +21,8 @@ TEST(CaseGrid, HoldsWhatIsPromised) {
     for (const int64_t rope_dim : {32, 64}) {
       for (const int64_t batch : {1, 16, 64}) {
         for (const int64_t context : {2048, 8192, 32768}) {
-          const DecodeCase wanted{.batch = batch,
-                                  .context = context,
-                                  .n_heads = 32,
-                                  .kv_lora_rank = rank,
-                                  .qk_rope_head_dim = rope_dim};
+          const DecodeCase wanted{
+              .batch = batch, .context = context, .n_heads = 32, .kv_lora_rank = rank, .qk_rope_head_dim = rope_dim};
           EXPECT_EQ(std::count(cases.begin(), cases.end(), wanted), 1) << text_of(wanted);
         }
       }

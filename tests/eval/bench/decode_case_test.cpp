@@ -24,12 +24,8 @@ TEST(DecodeCase, SixteenBitBytes) {
   EXPECT_EQ(cache_bytes(mla, 4), 3 * 100 * (96 + 32) * 4);
   EXPECT_EQ(held_bytes(mla), 3 * 128 * (96 + 32) * 2);  // two pages of 64 each
   EXPECT_EQ(io_bytes(mla), 3 * 16 * (128 + 96) * 2);
-  const DecodeCase gqa{.kind = AttentionKind::grouped_query,
-                       .batch = 2,
-                       .context = 64,
-                       .n_heads = 9,
-                       .n_kv_heads = 3,
-                       .head_dim = 64};
+  const DecodeCase gqa{
+      .kind = AttentionKind::grouped_query, .batch = 2, .context = 64, .n_heads = 9, .n_kv_heads = 3, .head_dim = 64};
   EXPECT_EQ(cache_bytes(gqa), 2 * 64 * 2 * 3 * 64 * 2);
   EXPECT_EQ(held_bytes(gqa), cache_bytes(gqa));
   EXPECT_EQ(io_bytes(gqa), 2 * 9 * (64 + 64) * 2);

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 
+#include "attention/kernels/decode/emulated_decode.h"
 #include "core/errors.h"
 #include "eval/bench/decode_run.h"
 #include "eval/bench/random_model.h"
@@ -116,7 +117,7 @@ TEST(ModelBench, CachesAreFilledAndGrowByTheSteps) {
   const DecoderModel model(stories(), at::kFloat);
   for (const int64_t context : {64, 100}) {
     const DecodeRunOptions options{.batch = 2, .context = context, .steps = 5};
-    const auto run = plain_run(model, at::kFloat, at::kCPU, options);
+    const auto run = plain_run(model, options);
     const int64_t token = 2 * 5 * 64 * 4;
     EXPECT_EQ(run->cache_bytes_allocated(), token * (context - 5));
     for (int i = 0; i < 5; ++i) run->step();
@@ -130,6 +131,82 @@ TEST(ModelBench, WhatAPlainRunTakes) {
   EXPECT_EQ(plain_cache_bytes(config, 4, {.batch = 2, .context = 64, .steps = 5}), (5 + 1) * 64 * 64 * 4 * 2);
   // 64 tokens fill their block: the next step doubles it.
   EXPECT_EQ(plain_cache_bytes(config, 4, {.batch = 1, .context = 69, .steps = 5}), (5 * 128 + 64) * 64 * 4);
+}
+
+class EmulatedModelBench : public testing::Test {
+ protected:
+  void SetUp() override {
+#if defined(__SANITIZE_THREAD__)
+    GTEST_SKIP() << "fibres and ThreadSanitizer do not go together";
+#endif
+  }
+};
+
+/// A model whose sizes the kernels take: two layers, one grouped-query and one latent.
+std::shared_ptr<ModelSource> kernel_sized(bool latent) {
+  ModelConfig config = stories()->config();
+  config.layers.resize(2);
+  config.n_layers = 2;
+  for (AttentionSpec& spec : config.layers) {
+    spec.n_heads = 2;
+    spec.n_kv_heads = 1;
+    spec.head_dim = spec.rope.rotary_dim = 32;
+    spec.scale = 0.2;
+  }
+  AttentionSpec& last = config.layers.back();
+  if (latent) {
+    last.kind = AttentionKind::latent;
+    last.kv_lora_rank = 32;
+    last.qk_nope_head_dim = last.v_head_dim = 16;
+    last.qk_rope_head_dim = 8;
+    last.rope_inv_freq = {1, 0.1, 0.01, 0.001};
+  }
+  return config_model("two layers", std::move(config));
+}
+
+TEST_F(EmulatedModelBench, SessionsRunTheKernels) {
+  ModelBenchOptions options = small_run();
+  options.dtype = at::kBFloat16;
+  options.functions = &emulated_decode_functions();
+  options.batches = {2};
+  options.contexts = {70};
+  options.formats = {CacheFormat::sixteen_bit};
+  for (const bool latent : {false, true}) {
+    const std::vector<ModelBenchRow> rows = rows_of({{"two layers", kernel_sized(latent), true}}, options);
+    ASSERT_EQ(rows.size(), 1u);
+    EXPECT_EQ(rows[0].status, "ok") << rows[0].reason;
+    EXPECT_EQ(rows[0].kernel, "mma");
+    EXPECT_EQ(rows[0].reason, "");
+    EXPECT_EQ(rows[0].kv_bytes_per_token, (64 + (latent ? 40 : 64)) * 2);
+  }
+  options.kernel = DecodeKernel::attend;
+  EXPECT_EQ(rows_of({{"two layers", kernel_sized(true), true}}, options)[0].kernel, "attend");
+  options.kernel = DecodeKernel::sm90;
+  EXPECT_EQ(rows_of({{"two layers", kernel_sized(true), true}}, options)[0].status, "not covered");
+}
+
+TEST_F(EmulatedModelBench, WhatASessionTakes) {
+  const auto source = kernel_sized(true);
+  const DecoderModel model(source, random_reader(source->config(), source->family(), at::kBFloat16, at::kCPU));
+  const DecodeRunOptions options{.batch = 3, .context = 70, .steps = 4};
+  const auto run = make_decode_run(model, options, &emulated_decode_functions());
+  EXPECT_EQ(run->cache_bytes_allocated(), 3 * 128 * (64 + 40) * 2);
+  EXPECT_EQ(session_cache_bytes(source->config(), options), run->cache_bytes_allocated());
+  for (int i = 0; i < 4; ++i) run->step();
+  EXPECT_THROW(run->step(), UsageError) << "the context was filled up to what the steps leave";
+}
+
+TEST(ModelBench, CachesOfFewerBitsNeedKernels) {
+  ModelBenchOptions options = small_run();
+  options.formats = {CacheFormat::sixteen_bit, CacheFormat::int8};
+  options.batches = {1};
+  options.contexts = {64};
+  const std::vector<ModelBenchRow> rows = rows_of({{"before", stories()}, {"after", latent_stories(), true}}, options);
+  ASSERT_EQ(rows.size(), 3u) << "grouped-query attention has one cache format";
+  EXPECT_EQ(rows[1].status, "ok");
+  EXPECT_EQ(rows[2].status, "not covered");
+  EXPECT_THAT(rows[2].reason, testing::HasSubstr("int8 without decode kernels would be emulated"));
+  EXPECT_EQ(rows[2].kv_bytes_per_token, 5 * 36);
 }
 
 TEST(ModelBench, WhatDoesNotFitSaysSo) {
