@@ -53,7 +53,9 @@ class Trial {
   }
 
  private:
-  at::Tensor random(at::IntArrayRef sizes) { return at::randn(sizes, generator_, at::TensorOptions(at::kFloat)).to(type_); }
+  at::Tensor random(at::IntArrayRef sizes) {
+    return at::randn(sizes, generator_, at::TensorOptions(at::kFloat)).to(type_);
+  }
   int64_t key_heads() const { return latent_ ? 1 : step_.n_kv_heads; }
   int64_t scales() const { return step_.key_scales != 0 ? step_.n_kv_heads : 0; }
   /// Numbers of a head that are turned.
@@ -119,7 +121,8 @@ class Trial {
     const at::Tensor q = q_.clone(), into = q.narrow(3, q.size(3) - rotary(), rotary());
     for (int64_t b = 0; b < kSequences; ++b) {
       const int64_t position = kLengths.at(static_cast<size_t>(b)) - 1;
-      into.narrow(0, b, 1).copy_(turned(q_rotary_.narrow(0, b, 1), {table_.cos.narrow(0, position, 1), table_.sin.narrow(0, position, 1)}));
+      into.narrow(0, b, 1).copy_(
+          turned(q_rotary_.narrow(0, b, 1), {table_.cos.narrow(0, position, 1), table_.sin.narrow(0, position, 1)}));
     }
     return q;
   }
@@ -142,7 +145,8 @@ class Trial {
     step_.block_table_stride = 2;
     const at::Tensor lengths = at::tensor({int(kLengths[0]) - 1, int(kLengths[1]) - 1}, at::kInt).to(device_);
     step_.lengths = lengths.const_data_ptr<int32_t>();
-    const at::Tensor q = q_.to(device_), q_rotary = q_rotary_.to(device_), map = map_.defined() ? map_.to(device_) : map_;
+    const at::Tensor q = q_.to(device_), q_rotary = q_rotary_.to(device_),
+                     map = map_.defined() ? map_.to(device_) : map_;
     append(kTokens - 1, {}, {});
     lengths.add_(1);
     append(1, q_rotary, q.narrow(3, q.size(3) - rotary(), rotary()));
@@ -213,8 +217,8 @@ class Trial {
           reason.data());
     step_.plan = shares;
     step_.scratch = scratch.mutable_data_ptr();
-    const at::Tensor out = at::full({kSequences, step_.n_heads, step_.out_head_stride}, NAN,
-                                    at::TensorOptions(type_).device(device_));
+    const at::Tensor out =
+        at::full({kSequences, step_.n_heads, step_.out_head_stride}, NAN, at::TensorOptions(type_).device(device_));
     step_.out = out.mutable_data_ptr();
     check(functions_.run(&step_, stream(), reason.data(), reason.size()), reason.data());
     return out.to(at::kCPU, at::kFloat);
@@ -231,10 +235,10 @@ class Trial {
   const DecodeFunctions& functions_;
   at::ScalarType type_;
   at::Generator generator_ = at::make_generator<at::CPUGeneratorImpl>(7);  // the program's own draws stay as they are
-  at::Tensor k_, v_, scales_;   // (2, heads, 70, width) on the host: token t of a sequence at t; scales may be undefined
-  at::Tensor q_rotary_, q_;     // (2, H, 1, rotary), (2, H, 1, width)
-  at::Tensor map_;              // numbers of all maps, or undefined
-  RotaryTable table_;           // (70, rotary / 2) fp32 on the host
+  at::Tensor k_, v_, scales_;  // (2, heads, 70, width) on the host: token t of a sequence at t; scales may be undefined
+  at::Tensor q_rotary_, q_;    // (2, H, 1, rotary), (2, H, 1, width)
+  at::Tensor map_;             // numbers of all maps, or undefined
+  RotaryTable table_;          // (70, rotary / 2) fp32 on the host
 };
 
 std::string tried(const CinchDecodeStep& shape, at::Device device, const DecodeFunctions& functions) {

@@ -27,8 +27,8 @@ inline at::Tensor run_session(DecodeSession& session, const std::vector<int64_t>
 /// The same of the model in fp64, without a cache.
 inline at::Tensor exact_logits(const std::shared_ptr<ModelSource>& source, const std::vector<int64_t>& ids,
                                int64_t prompt) {
-  const at::Tensor all =
-      DecoderModel(source, at::kDouble).forward(at::tensor(ids).unsqueeze(0), nullptr, static_cast<int64_t>(ids.size()));
+  const at::Tensor all = DecoderModel(source, at::kDouble)
+                             .forward(at::tensor(ids).unsqueeze(0), nullptr, static_cast<int64_t>(ids.size()));
   return all[0].narrow(0, prompt - 1, static_cast<int64_t>(ids.size()) - prompt + 1);
 }
 
