@@ -13,7 +13,8 @@ ChosenDecodeLayer make_decode_layer(const AttentionModule& attention, DecodeBatc
   const StepRequest request{.sequences = batch.sizes().sequences,
                             .dtype = batch.sizes().dtype,
                             .format = latent ? options.format : CacheFormat::sixteen_bit,
-                            .kernel = options.kernel};
+                            .kernel = options.kernel,
+                            .tried_on = batch.sizes().device};
   const KernelSearch found = find_decode_kernel(attention.spec(), request, batch.functions());
   if (found.choice.kernel == DecodeKernel::attend)
     return {std::make_unique<PlainLayer>(attention, batch, request.format), found.choice};

@@ -3,8 +3,12 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <mutex>
+#include <set>
 
+#include "attention/decode/kernel_trial.h"
 #include "core/errors.h"
+#include "core/progress.h"
 
 namespace cinch {
 namespace {
@@ -68,6 +72,15 @@ std::string why_none(const StepRequest& request, const DecodeFunctions* function
   return {};
 }
 
+/// Once per fault: a kernel that is wrong where it is to run is no matter of shapes.
+void warn_of_fault(DecodeKernel kernel, const std::string& reason) {
+  static std::mutex mutex;
+  static std::set<std::string> known;
+  const std::lock_guard lock(mutex);
+  const std::string text = fmt::format("the decode kernel {} is not used: {}", name_of(kernel), reason);
+  if (known.insert(text).second) log_warning(text);
+}
+
 }  // namespace
 
 int64_t padded_row(const AttentionSpec& spec) { return rounded_up(spec.kv_elements(), 8); }
@@ -110,7 +123,11 @@ KernelSearch find_decode_kernel(const AttentionSpec& spec, const StepRequest& re
   for (const DecodeKernel kernel : {DecodeKernel::sm90, DecodeKernel::mma}) {
     if (forced && kernel != request.kernel) continue;
     search.step.kernel = kernel == DecodeKernel::sm90 ? CINCH_DECODE_SM90 : CINCH_DECODE_MMA;
-    const std::string reason = missing(search.step, *functions, search.sizes);
+    std::string reason = missing(search.step, *functions, search.sizes);
+    if (reason.empty() && request.tried_on) {
+      reason = kernel_fault(search.step, *request.tried_on, *functions);
+      if (!reason.empty()) warn_of_fault(kernel, reason);
+    }
     if (reason.empty()) {
       search.choice.kernel = kernel;
       return search;

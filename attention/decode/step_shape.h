@@ -1,6 +1,11 @@
 // The shape of one layer's decode step as the kernels' C border takes it.
 #pragma once
 
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <optional>
+
 #include "attention/attention_spec.h"
 #include "attention/cache_format.h"
 #include "attention/decode/decode_batch.h"
@@ -14,6 +19,7 @@ struct StepRequest {
   at::ScalarType dtype = at::kBFloat16;
   CacheFormat format = CacheFormat::sixteen_bit;  // of latent attention
   DecodeKernel kernel = DecodeKernel::automatic;
+  std::optional<c10::Device> tried_on = {};  // where a kernel must give right results in a trial (kernel_trial.h)
 };
 
 /// Everything but the pointers: contiguous queries and results, and the paged cache that a session makes. The value map

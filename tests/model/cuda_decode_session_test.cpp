@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "model/generator.h"
+#include "model/mixed_layers.h"
 #include "tests/model/decode_models.h"
 #include "tests/model/session_run.h"
 #include "tests/support/cuda_device.h"

@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "model/decode_session.h"
@@ -27,8 +29,8 @@ inline at::Tensor run_session(DecodeSession& session, const std::vector<int64_t>
 /// The same of the model in fp64, without a cache.
 inline at::Tensor exact_logits(const std::shared_ptr<ModelSource>& source, const std::vector<int64_t>& ids,
                                int64_t prompt) {
-  const at::Tensor all =
-      DecoderModel(source, at::kDouble).forward(at::tensor(ids).unsqueeze(0), nullptr, static_cast<int64_t>(ids.size()));
+  const at::Tensor all = DecoderModel(source, at::kDouble)
+                             .forward(at::tensor(ids).unsqueeze(0), nullptr, static_cast<int64_t>(ids.size()));
   return all[0].narrow(0, prompt - 1, static_cast<int64_t>(ids.size()) - prompt + 1);
 }
 
@@ -36,6 +38,19 @@ inline at::Tensor exact_logits(const std::shared_ptr<ModelSource>& source, const
 inline double distance(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor exact = b.to(at::kDouble);
   return ((a.to(at::kDouble) - exact).norm() / exact.norm()).item<double>();
+}
+
+/// The largest relative difference of any one token's rows; `b` may hold older tokens too.
+inline double worst_token(const CachedRows& a, const CachedRows& b) {
+  double worst = 0;
+  const auto compare = [&](const at::Tensor& x, const at::Tensor& y) {
+    const at::Tensor expected = y.narrow(2, a.first - b.first, x.size(2)).to(at::kDouble);
+    const at::Tensor difference = (x.to(at::kDouble) - expected).norm(2, {1, 3});
+    worst = std::max(worst, (difference / expected.norm(2, {1, 3})).max().item<double>());
+  };
+  compare(a.k, b.k);
+  if (a.v.defined()) compare(a.v, b.v);
+  return worst;
 }
 
 /// The same bits for the same tokens; `b` may hold older ones too.

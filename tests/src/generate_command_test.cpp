@@ -73,7 +73,8 @@ TEST(GenerateCommand, ReportsItsDecodeStep) {
             json.json()["kv_bytes_per_token"].get<int64_t>() * (json.json()["prompt_tokens"].get<int64_t>() + 7));
   EXPECT_THAT(run_cinch(arguments({"-n", "8"})).err, testing::HasSubstr("tokens/s by attend; f32 cache"));
 
-  EXPECT_EQ(run_cinch(arguments({"-n", "8", "--kernel", "attend", "--no-graphs"})).out, run_cinch(arguments({"-n", "8"})).out);
+  EXPECT_EQ(run_cinch(arguments({"-n", "8", "--kernel", "attend", "--no-graphs"})).out,
+            run_cinch(arguments({"-n", "8"})).out);
   for (const char* kernel : {"mma", "sm90"}) {
     const Outcome forced = run_cinch(arguments({"--kernel", kernel}));
     EXPECT_EQ(forced.code, 4);
@@ -106,7 +107,8 @@ TEST(GenerateCommand, PacksLatentCaches) {
     EXPECT_EQ(outcome.json()["ids"].size(), 70u);
     const double tokens = outcome.json()["prompt_tokens"].get<double>() + 69;
     const double open = bits == "4" ? 64 * (32 + 24) * 2 : 0;  // the pages that are not full
-    EXPECT_NEAR(outcome.json()["kv_bytes"].get<double>(), tokens * static_cast<double>(expected) + open, tokens / 2 + 1);
+    EXPECT_NEAR(outcome.json()["kv_bytes"].get<double>(), tokens * static_cast<double>(expected) + open,
+                tokens / 2 + 1);
   }
   EXPECT_THAT(run({"--dtype", "bf16", "--kv-bits", "4"}).err, testing::HasSubstr("int4 cache"));
   EXPECT_THAT(run({"--dtype", "bf16", "--kv-bits", "4"}).err, testing::HasSubstr("here it is emulated"));
