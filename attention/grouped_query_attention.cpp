@@ -60,8 +60,8 @@ at::Tensor GroupedQueryAttention::head_outputs(const at::Tensor& x, int64_t firs
                                                const at::Tensor& documents) const {
   const int64_t count = x.size(1);
   const Heads heads = project(x);
-  const Rope::Table table =
-      rope_.table(first, count, length > 0 ? length : first + count, rotary_type(heads.q), x.device());
+  const Rope::Table table = rope_.table(first, count, length > 0 ? length : first + count,
+                                        rotary_type(x.scalar_type(), cache != nullptr), x.device());
   AttentionRequest request;
   request.q = Rope::apply(heads.q, table);
   request.k = Rope::apply(heads.k, table);

@@ -124,7 +124,7 @@ LatentAttention::Heads LatentAttention::project(const at::Tensor& x) const {
 at::Tensor LatentAttention::head_outputs(const at::Tensor& x, int64_t first, int64_t, KvCache* cache,
                                          const at::Tensor& documents) const {
   const Heads heads = project(x);
-  RotaryTable table = rope_.table(first, x.size(1), rotary_type(heads.q_rope), x.device());
+  RotaryTable table = rope_.table(first, x.size(1), rotary_type(x.scalar_type(), cache != nullptr), x.device());
   if (spec_.rotary_scaling != 1.0) table = {table.cos * spec_.rotary_scaling, table.sin * spec_.rotary_scaling};
   at::Tensor entries = at::cat({heads.latent, SlotRope::apply(heads.k_rope, table)}, -1).unsqueeze(1);
   if (cache != nullptr) entries = rounded_per_channel(entries, cache->precision());

@@ -26,8 +26,8 @@ struct RecordedRotation : torch::autograd::Function<RecordedRotation> {
 
 }  // namespace
 
-at::ScalarType rotary_type(const at::Tensor& x) {
-  return at::elementSize(x.scalar_type()) == 2 && !is_recorded({x}) ? at::kFloat : x.scalar_type();
+at::ScalarType rotary_type(at::ScalarType type, bool into_cache) {
+  return into_cache && at::elementSize(type) == 2 ? at::kFloat : type;
 }
 
 at::Tensor rotated(const at::Tensor& x, const RotaryTable& table, Rotation rotation) {
