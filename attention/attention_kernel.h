@@ -31,7 +31,8 @@ class AttentionKernel {
   virtual std::string name() const = 0;
   /// Empty when this kernel can serve the request, else the missing feature in words.
   virtual std::string missing(const AttentionRequest& request) const = 0;
-  /// Why it leaves a request that it covers to a later kernel; empty where it does not. Not asked when it is forced.
+  /// Why it leaves a request that it covers to a later kernel; empty where it does not. It runs all the same where it
+  /// is forced, and where only the reference would take the request.
   virtual std::string leaves(const AttentionRequest&) const { return ""; }
   /// Whether it has to equal the reference on a small request before it is used (kernels/kernel_check.h).
   virtual bool is_checked_first() const { return false; }

@@ -71,7 +71,7 @@ CacheFormat parse_cache_format(const std::string& text) {
   if (text == "8") return CacheFormat::int8;
   if (text == "fp8") return CacheFormat::fp8;
   if (text == "4") return CacheFormat::int4;
-  throw UsageError(fmt::format("unknown cache format \"{}\"", text), "known: 16, 8, fp8, 4");
+  throw UsageError(fmt::format("--kv-bits: unknown cache format \"{}\"", text), "known: 16, 8, fp8, 4");
 }
 
 std::string name_of(CacheFormat format) {

@@ -39,10 +39,9 @@ void check_documents(const AttentionRequest& request) {
                                fmt::join(documents.sizes(), ", ")));
 }
 
-/// Why a kernel that is not forced does not run; empty where it can.
-std::string why_not(const AttentionKernel& kernel, const AttentionRequest& request) {
+/// Why a kernel that is not forced cannot run; empty where it can.
+std::string refusal(const AttentionKernel& kernel, const AttentionRequest& request) {
   if (const std::string missing = kernel.missing(request); !missing.empty()) return "misses " + missing;
-  if (const std::string leaves = kernel.leaves(request); !leaves.empty()) return "leaves " + leaves;
   if (!kernel.is_checked_first()) return "";
   const std::string fault = failed_check(kernel, request);
   return fault.empty() ? "" : "failed its check: " + fault;
@@ -50,10 +49,24 @@ std::string why_not(const AttentionKernel& kernel, const AttentionRequest& reque
 
 const AttentionKernel& choose(const AttentionRequest& request) {
   if (forced != nullptr) return *forced;
+  const AttentionKernel* left = nullptr;  // the first that could, but prefers another
   for (const AttentionKernel* kernel : attention_kernels()) {
-    if (why_not(*kernel, request).empty()) return *kernel;
+    if (kernel == &reference_kernel() && left != nullptr) return *left;
+    const bool leaves = !kernel->leaves(request).empty();
+    if (leaves && left != nullptr) continue;
+    if (!refusal(*kernel, request).empty()) continue;
+    if (!leaves) return *kernel;
+    left = kernel;
   }
   TORCH_INTERNAL_ASSERT(false, "the reference kernel takes everything");
+}
+
+/// Why a kernel is not the chosen one; empty where it is, or only comes later.
+std::string why_not(const AttentionKernel& kernel, const AttentionKernel& chosen, const AttentionRequest& request) {
+  if (&kernel == &chosen) return "";
+  if (std::string why = refusal(kernel, request); !why.empty()) return why;
+  const std::string leaves = kernel.leaves(request);
+  return leaves.empty() ? "" : "leaves " + leaves;
 }
 
 /// Memory that grows with the square of the tokens must not come as a surprise.
@@ -113,7 +126,7 @@ std::vector<KernelVerdict> explain_dispatch(const AttentionRequest& request) {
   const AttentionKernel& chosen = choose(request);
   std::vector<KernelVerdict> verdicts;
   for (const AttentionKernel* kernel : attention_kernels()) {
-    verdicts.push_back({kernel->name(), kernel == &chosen, why_not(*kernel, request)});
+    verdicts.push_back({kernel->name(), kernel == &chosen, why_not(*kernel, chosen, request)});
   }
   return verdicts;
 }

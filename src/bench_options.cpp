@@ -115,8 +115,7 @@ void check_bench_flags(const BenchFlags& flags) {
 
 std::vector<CacheFormat> formats_of_flags(const BenchFlags& flags) {
   std::vector<CacheFormat> formats;
-  for (const std::string& text : flags.kv_bits)
-    formats.push_back(with_context("reading --kv-bits", [&] { return parse_cache_format(text); }));
+  for (const std::string& text : flags.kv_bits) formats.push_back(parse_cache_format(text));
   return formats;
 }
 

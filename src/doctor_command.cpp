@@ -11,6 +11,8 @@
 #include <memory>
 #include <thread>
 
+#include "attention/kernels/cudnn/cudnn_library.h"
+#include "core/errors.h"
 #include "core/files.h"
 #include "src/command_list.h"
 #include "src/device.h"
@@ -49,22 +51,27 @@ fs::path cache_folder() {
 }
 
 struct DoctorFlags {
-  std::string kernels_of, dtype = "bf16", device = "cpu";
+  std::string kernels_of, dtype = "bf16", device = "cpu", kv_bits = "16";
 };
 
 /// Of the model that --kernels names, else of a layer as small models have it.
 Json kernels(const DoctorFlags& flags) {
-  const c10::ScalarType dtype = compute_dtype(flags.dtype);
-  const c10::Device device = open_device(flags.device);
-  if (!flags.kernels_of.empty())
-    return kernel_report(open_model(flags.kernels_of, "--kernels")->config(), dtype, device);
+  const KernelQuestion question{.dtype = compute_dtype(flags.dtype),
+                                .device = open_device(flags.device),
+                                .cache_format = parse_cache_format(flags.kv_bits)};
+  if (!flags.kernels_of.empty()) return kernel_report(open_model(flags.kernels_of, "--kernels")->config(), question);
   ModelConfig config;
   AttentionSpec& layer = config.layers.emplace_back();
   layer.n_heads = 9;
   layer.n_kv_heads = 3;
   layer.head_dim = 64;
   layer.scale = 0.125;
-  return kernel_report(config, dtype, device);
+  return kernel_report(config, question);
+}
+
+/// Version of the cuDNN that attention can reach, or why it cannot.
+std::string cudnn() try { return cudnn_version(); } catch (const Error& error) {
+  return std::string("none: ") + error.what();
 }
 
 Json examine(const DoctorFlags& flags) {
@@ -72,6 +79,7 @@ Json examine(const DoctorFlags& flags) {
   const int devices = load_cuda(why);
   Json cuda = {{"devices", devices}};
   if (devices == 0) cuda["missing"] = why;
+  cuda["cudnn"] = cudnn();
   const fs::path cache = cache_folder();
   return {{"cinch", CINCH_VERSION},
           {"cpu",
@@ -108,6 +116,7 @@ std::string to_text(const Json& json, const DoctorFlags& flags) {
   const int devices = json["cuda"]["devices"].get<int>();
   text += devices > 0 ? fmt::format("CUDA     {} device(s)\n", devices)
                       : fmt::format("CUDA     none: {}\n", json["cuda"]["missing"].get<std::string>());
+  text += fmt::format("cuDNN    {}\n", json["cuda"]["cudnn"].get<std::string>());
   text += fmt::format("attention kernels{}:\n", flags.kernels_of.empty() ? ", for a layer as small models have it"
                                                                          : fmt::format(" for {}", flags.kernels_of));
   return text + kernel_report_text(json["attention_kernels"]);
@@ -130,6 +139,9 @@ Command doctor_command() {
             command->add_option("--device", flags->device, "Device to ask for: cpu or cuda[:i]")
                 ->capture_default_str()
                 ->type_name("DEVICE");
+            command->add_option("--kv-bits", flags->kv_bits, "Cache format of latent layers to ask for")
+                ->capture_default_str()
+                ->type_name("16|8|fp8|4");
             command->callback([flags] {
               const Json json = examine(*flags);
               if (json_output()) {

@@ -4,7 +4,9 @@
 
 #include <vector>
 
+#include "attention/decode/step_shape.h"
 #include "attention/kernel_probe.h"
+#include "attention/kernels/decode/decode_functions.h"
 
 namespace cinch {
 namespace {
@@ -40,27 +42,49 @@ std::string attention_text(const AttentionSpec& spec) {
   return text;
 }
 
-Json verdicts_of(const AttentionSpec& spec, const Work& work, c10::ScalarType dtype, c10::Device device) {
-  const AttentionRequest request = probe_request(
-      spec, {.queries = work.queries, .keys = work.keys, .dtype = dtype, .device = device, .recorded = work.recorded});
+/// A decode kernel takes the next token where there is one; what attends without it comes after.
+void add_decode_kernel(const AttentionSpec& spec, const KernelQuestion& question, Json& work) {
+  const bool latent = spec.kind == AttentionKind::latent;
+  const StepRequest request{.dtype = question.dtype,
+                            .format = latent ? question.cache_format : CacheFormat::sixteen_bit,
+                            .kernel = DecodeKernel::automatic,
+                            .tried_on = question.device};
+  const DecodeFunctions* functions = question.device.is_cuda() ? plugin_decode_functions() : nullptr;
+  const DecodeChoice choice = find_decode_kernel(spec, request, functions).choice;
+  if (choice.kernel == DecodeKernel::attend) {
+    work["cannot"]["mma, sm90"] = "cannot run: " + choice.why;
+    return;
+  }
+  work["cannot"][work["kernel"].get<std::string>()] = "takes layers that no decode kernel covers";
+  work["kernel"] = name_of(choice.kernel);
+  if (!choice.why.empty()) work["cannot"]["sm90"] = "cannot run: " + choice.why;
+}
+
+Json verdicts_of(const AttentionSpec& spec, const Work& work, const KernelQuestion& question) {
+  const AttentionRequest request = probe_request(spec, {.queries = work.queries,
+                                                        .keys = work.keys,
+                                                        .dtype = question.dtype,
+                                                        .device = question.device,
+                                                        .recorded = work.recorded});
   Json json = {{"work", work.name}, {"queries", work.queries}, {"keys", work.keys}, {"cannot", Json::object()}};
   for (const KernelVerdict& verdict : explain_dispatch(request)) {
     if (verdict.runs) json["kernel"] = verdict.kernel;
     if (!verdict.why_not.empty()) json["cannot"][verdict.kernel] = verdict.why_not;
   }
+  if (work.queries == 1) add_decode_kernel(spec, question, json);
   return json;
 }
 
 }  // namespace
 
-Json kernel_report(const ModelConfig& config, c10::ScalarType dtype, c10::Device device) {
+Json kernel_report(const ModelConfig& config, const KernelQuestion& question) {
   Json report = Json::array();
   for (size_t begin = 0; begin < config.layers.size();) {
     const AttentionSpec spec = shape_of(config.layers[begin]);
     size_t end = begin + 1;
     while (end < config.layers.size() && shape_of(config.layers[end]) == spec) ++end;
     Json works = Json::array();
-    for (const Work& work : kWorks) works.push_back(verdicts_of(spec, work, dtype, device));
+    for (const Work& work : kWorks) works.push_back(verdicts_of(spec, work, question));
     report.push_back({{"layers", end == begin + 1 ? std::to_string(begin) : fmt::format("{}-{}", begin, end - 1)},
                       {"attention", attention_text(spec)},
                       {"works", works}});

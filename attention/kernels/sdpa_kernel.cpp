@@ -87,6 +87,11 @@ class SdpaKernel : public AttentionKernel {
     return covers_on_device(request) ? "" : "a fused form in ATen for this shape and device";
   }
 
+  std::string leaves(const AttentionRequest& request) const override {
+    const bool half_on_gpu = request.q.is_cuda() && request.q.element_size() == 2;
+    return half_on_gpu && needs_mask(request) ? "what it would need masks for to kernels that need none" : "";
+  }
+
   at::Tensor run(const AttentionRequest& request) const override {
     const int64_t width = request.v.size(3);
     if (width == request.k.size(3)) return run_of_one_width(request);

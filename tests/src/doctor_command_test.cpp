@@ -29,6 +29,8 @@ TEST(DoctorCommand, SaysWhichKernelsRunForAModel) {
     EXPECT_EQ(work["kernel"], "sdpa") << work["work"];
     EXPECT_EQ(work["cannot"]["flash"], "misses CPU");
   }
+  EXPECT_THAT(layers[0]["works"].back()["cannot"]["mma, sm90"].get<std::string>(),
+              testing::HasSubstr("no decode kernels"));
   EXPECT_THAT(run_cinch({"doctor", "--kernels", stories_model()}).out,
               testing::ContainsRegex("layers 0-4: 8 heads on 4 KV heads of 8\n  training +sdpa\n +flash misses CPU"));
 }
@@ -37,6 +39,7 @@ TEST(DoctorCommand, RefusesWhatItCannotAsk) {
   EXPECT_EQ(run_cinch({"doctor", "--kernels", "nowhere"}).code, 2);
   EXPECT_EQ(run_cinch({"doctor", "--dtype", "f8"}).code, 2);
   EXPECT_EQ(run_cinch({"doctor", "--device", "tpu"}).code, 2);
+  EXPECT_EQ(run_cinch({"doctor", "--kv-bits", "5"}).code, 2);
 }
 
 }  // namespace
