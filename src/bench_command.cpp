@@ -80,13 +80,16 @@ void report(const BenchFlags& flags, const Json& json, const std::string& table,
       fmt::format("what was measured until then stands above; run `cinch bench {}` again for the rest", flags.what));
 }
 
-/// Throws ResourceError where no case had the memory that it needs.
+/// Throws ResourceError where nothing takes the cases, and where none had the memory that it needs.
 template <typename Row>
-void check_some_fitted(const std::vector<Row>& rows) {
+void check_some_ran(const std::vector<Row>& rows) {
   for (const Row& row : rows) {
     if (row.status != "does not fit" && row.status != "out of memory") return;
   }
-  if (rows.empty()) return;
+  if (rows.empty()) {
+    throw ResourceError("no kernel that this machine can run takes any of these cases",
+                        "`cinch doctor` shows what it can run; caches of fewer bits than 16 need --device cuda");
+  }
   throw ResourceError("no case fits into the memory that is free", "give smaller --batch and --context");
 }
 
@@ -109,7 +112,7 @@ void run_kernels(const BenchFlags& flags, c10::Device device, AtomicFile* output
   run.seconds = now() - start;
   run.interrupted = interrupt_requested();
   report(flags, bench_json(run, rows, options), kernel_table(run, rows), output);
-  check_some_fitted(rows);
+  check_some_ran(rows);
 }
 
 void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output) {
@@ -139,7 +142,7 @@ void run_decode(const BenchFlags& flags, c10::Device device, AtomicFile* output)
   run.seconds = now() - start;
   run.interrupted = interrupt_requested();
   report(flags, bench_json(run, rows, options), model_table(run, rows), output);
-  check_some_fitted(rows);
+  check_some_ran(rows);
 }
 
 void run(const BenchFlags& flags) {

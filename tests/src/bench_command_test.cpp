@@ -220,5 +220,12 @@ TEST(BenchCommandDeathTest, CtrlCEndsAfterTheCaseAndKeepsWhatWasMeasured) {
               says("1 rows, interrupted: true(.|\n)*error: interrupted\nhelp: "));
 }
 
+TEST(BenchCommand, CasesThatNothingTakesAreSaid) {
+  const Outcome outcome = run_cinch({"bench", "kernels", "--kind", "latent", "--rank", "40", "--rope-dim", "8",
+                                     "--batch", "1", "--context", "64", "--kv-bits", "4"});
+  EXPECT_EQ(outcome.code, 6);
+  EXPECT_THAT(outcome.err, testing::HasSubstr("no kernel that this machine can run takes any of these cases"));
+}
+
 }  // namespace
 }  // namespace cinch
