@@ -1,7 +1,7 @@
 // The cache append's C border (attention/kernels/decode/append_abi.h).
 #include <cuda_runtime.h>
-#include <stdio.h>
 
+#include "attention/kernels/cuda/border.h"
 #include "attention/kernels/decode/append_block.h"
 
 namespace cinch::decode {
@@ -31,8 +31,5 @@ extern "C" int32_t cinch_cache_append(const CinchCacheAppend* append, void* stre
   using namespace cinch::decode;
   AppendJob job{};
   if (!make_append_job(*append, job, error, error_size)) return -1;
-  const cudaError_t status = visit_append(*append, LaunchAppend{job, static_cast<cudaStream_t>(stream)});
-  if (status == cudaSuccess) return 0;
-  snprintf(error, error_size, "%s", cudaGetErrorString(status));
-  return -1;
+  return report(visit_append(*append, LaunchAppend{job, static_cast<cudaStream_t>(stream)}), error, error_size);
 }

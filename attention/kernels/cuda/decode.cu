@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 
+#include "attention/kernels/cuda/border.h"
 #include "attention/kernels/cuda/latent_sm90.h"
 #include "attention/kernels/decode/decode_launch.h"
 #include "attention/kernels/decode/plan_block.h"
@@ -12,12 +13,6 @@ namespace {
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(int32_t* memory, int32_t parts, const int32_t* lengths, int32_t batch, int32_t window) {
   make_plan(SplitPlan::at(memory, parts, batch), lengths, window, static_cast<int>(threadIdx.x));
-}
-
-int32_t report(int status, char* error, uint64_t error_size) {
-  if (status == cudaSuccess) return 0;
-  snprintf(error, error_size, "%s", cudaGetErrorString(static_cast<cudaError_t>(status)));
-  return -1;
 }
 
 /// Which kernel, and its tiling.
@@ -48,18 +43,6 @@ int32_t choose(const CinchDecodeStep& step, Choice& choice, char* error, uint64_
 }
 
 }  // namespace
-
-int current_multiprocessor(Multiprocessor& processor) {
-  int device = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  const auto read = [&](int& value, cudaDeviceAttr attribute) {
-    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
-  };
-  read(processor.count, cudaDevAttrMultiProcessorCount);
-  read(processor.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  read(processor.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  return status;
-}
 
 int launch_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t batch, int32_t window, void* stream) {
   plan_kernel<<<1, kPlanThreads, kPlanSharedBytes, static_cast<cudaStream_t>(stream)>>>(plan, parts, lengths, batch,

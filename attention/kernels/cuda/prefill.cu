@@ -1,7 +1,7 @@
 // The C border of the prefill kernels, and the states of rows that the backward begins with.
 #include <cuda_runtime.h>
-#include <stdio.h>
 
+#include "attention/kernels/cuda/border.h"
 #include "attention/kernels/prefill/prefill_launch.h"
 #include "attention/kernels/prefill/row_state.h"
 
@@ -23,24 +23,6 @@ int launch_row_states(const CinchPrefill& work, void* stream) {
   return cudaGetLastError();
 }
 
-int32_t report(int status, char* error, uint64_t error_size) {
-  if (status == cudaSuccess) return 0;
-  snprintf(error, error_size, "%s", cudaGetErrorString(static_cast<cudaError_t>(status)));
-  return -1;
-}
-
-int current_multiprocessor(Multiprocessor& processor) {
-  int device = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  const auto read = [&](int& value, cudaDeviceAttr attribute) {
-    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&value, attribute, device);
-  };
-  read(processor.count, cudaDevAttrMultiProcessorCount);
-  read(processor.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  read(processor.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  return status;
-}
-
 }  // namespace
 }  // namespace cinch::prefill
 
@@ -50,22 +32,22 @@ extern "C" int32_t cinch_prefill_forward(const CinchPrefill* work, void* stream,
   Multiprocessor processor{};
   ForwardJob job{*work, {}};
   if (!check_prefill(*work, false, error, error_size)) return -1;
-  const int status = current_multiprocessor(processor);
-  if (status != cudaSuccess) return report(status, error, error_size);
+  const int status = cinch::decode::current_multiprocessor(processor);
+  if (status != cudaSuccess) return cinch::decode::report(status, error, error_size);
   if (!choose_forward_tiling(*work, processor, job.tiling, error, error_size)) return -1;
   const auto launch = work->type == CINCH_PREFILL_BF16 ? &launch_forward_bf16 : &launch_forward_fp16;
-  return report(launch(job, stream), error, error_size);
+  return cinch::decode::report(launch(job, stream), error, error_size);
 }
 
 extern "C" int32_t cinch_prefill_backward(const CinchPrefill* work, void* stream, char* error, uint64_t error_size) {
   Multiprocessor processor{};
   GradientPasses passes{};
   if (!check_prefill(*work, true, error, error_size)) return -1;
-  int status = current_multiprocessor(processor);
-  if (status != cudaSuccess) return report(status, error, error_size);
+  int status = cinch::decode::current_multiprocessor(processor);
+  if (status != cudaSuccess) return cinch::decode::report(status, error, error_size);
   if (!choose_gradient_passes(*work, processor, passes, error, error_size)) return -1;
   status = launch_row_states(*work, stream);
   const auto launch = work->type == CINCH_PREFILL_BF16 ? &launch_gradient_bf16 : &launch_gradient_fp16;
   for (int i = 0; i < passes.count && status == cudaSuccess; ++i) status = launch({*work, passes.tilings[i]}, stream);
-  return report(status, error, error_size);
+  return cinch::decode::report(status, error, error_size);
 }

@@ -5,9 +5,7 @@
 
 namespace cinch::decode {
 
-/// Of the current device. All return a cudaError_t as int, 0: done.
-int current_multiprocessor(Multiprocessor& processor);
-/// The split plan; see cinch_decode_plan.
+/// The split plan; see cinch_decode_plan. All return a cudaError_t as int, 0: done.
 int launch_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t batch, int32_t window, void* stream);
 /// One launch for all phases where the device can hold the whole grid at once, else one for each.
 int launch_decode(const DecodeJob& job, void* stream);

@@ -12,6 +12,7 @@
 #include <numeric>
 #include <random>
 
+#include "attention/kernels/cuda/border.h"
 #include "attention/kernels/decode/reference.h"
 #include "tests/attention/cuda/bench_lines.h"
 #include "tests/attention/cuda/device_program.h"
