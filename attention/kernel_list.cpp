@@ -23,6 +23,31 @@ const std::vector<const AttentionKernel*>& attention_kernels() {
 
 namespace {
 
+/// Why a kernel that is not forced cannot run; empty where it can.
+std::string refusal(const AttentionKernel& kernel, const AttentionRequest& request) {
+  if (const std::string missing = kernel.missing(request); !missing.empty()) return "misses " + missing;
+  if (!kernel.is_checked_first()) return "";
+  const std::string fault = failed_check(kernel, request);
+  return fault.empty() ? "" : "failed its check: " + fault;
+}
+
+}  // namespace
+
+const AttentionKernel& first_taker(const std::vector<const AttentionKernel*>& kernels,
+                                   const AttentionRequest& request) {
+  const AttentionKernel& last = *kernels.back();
+  // Those that leave the request are asked for it last: asking may mean to check them.
+  for (const bool leaving : {false, true}) {
+    for (const AttentionKernel* kernel : kernels) {
+      if (kernel == &last || kernel->leaves(request).empty() == leaving) continue;
+      if (refusal(*kernel, request).empty()) return *kernel;
+    }
+  }
+  return last;
+}
+
+namespace {
+
 const AttentionKernel* forced = nullptr;
 
 constexpr double kManyScores = 256e6;  // bytes
@@ -39,26 +64,8 @@ void check_documents(const AttentionRequest& request) {
                                fmt::join(documents.sizes(), ", ")));
 }
 
-/// Why a kernel that is not forced cannot run; empty where it can.
-std::string refusal(const AttentionKernel& kernel, const AttentionRequest& request) {
-  if (const std::string missing = kernel.missing(request); !missing.empty()) return "misses " + missing;
-  if (!kernel.is_checked_first()) return "";
-  const std::string fault = failed_check(kernel, request);
-  return fault.empty() ? "" : "failed its check: " + fault;
-}
-
 const AttentionKernel& choose(const AttentionRequest& request) {
-  if (forced != nullptr) return *forced;
-  const AttentionKernel* left = nullptr;  // the first that could, but prefers another
-  for (const AttentionKernel* kernel : attention_kernels()) {
-    if (kernel == &reference_kernel() && left != nullptr) return *left;
-    const bool leaves = !kernel->leaves(request).empty();
-    if (leaves && left != nullptr) continue;
-    if (!refusal(*kernel, request).empty()) continue;
-    if (!leaves) return *kernel;
-    left = kernel;
-  }
-  TORCH_INTERNAL_ASSERT(false, "the reference kernel takes everything");
+  return forced != nullptr ? *forced : first_taker(attention_kernels(), request);
 }
 
 /// Why a kernel is not the chosen one; empty where it is, or only comes later.

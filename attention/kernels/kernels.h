@@ -21,6 +21,10 @@ const AttentionKernel& cudnn_kernel();
 /// Our own kernels on CUDA for whatever the others do not cover (prefill_kernel.h).
 const AttentionKernel& prefill_kernel();
 
+/// The first of `kernels` that covers the request, passes its check and does not leave it; else the first that leaves
+/// it, and where there is none the last, which takes everything.
+const AttentionKernel& first_taker(const std::vector<const AttentionKernel*>& kernels, const AttentionRequest& request);
+
 /// (T, S) bool: which keys each query sees (causal, window); (B, 1, T, S) where there are documents.
 at::Tensor visible_keys(const AttentionRequest& request);
 /// True when no query has a key outside of its window.

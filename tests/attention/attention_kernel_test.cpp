@@ -1,11 +1,13 @@
 #include "attention/attention_kernel.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <cmath>
 #include <map>
 
+#include "attention/kernels/kernels.h"
 #include "core/errors.h"
 
 namespace cinch {
@@ -199,6 +201,42 @@ TEST(AttentionKernel, AForcedKernelRunsOrSaysWhyNot) {
   EXPECT_NO_THROW(attend(capped));
   EXPECT_TRUE(at::equal(attend(plain), free));
   EXPECT_THROW(force_attention_kernel("flush"), UsageError);
+}
+
+/// Answers as it is told, and counts what it is asked to compute.
+struct ToldKernel : AttentionKernel {
+  explicit ToldKernel(std::string misses, std::string left_to = "", bool checked = false)
+      : misses_(std::move(misses)), left_to_(std::move(left_to)), checked_(checked) {}
+  std::string name() const override { return fmt::format("told {}", fmt::ptr(this)); }
+  std::string missing(const AttentionRequest&) const override { return misses_; }
+  std::string leaves(const AttentionRequest&) const override { return left_to_; }
+  bool is_checked_first() const override { return checked_; }
+  at::Tensor run(const AttentionRequest& request) const override {
+    ++runs;
+    return at::zeros_like(request.q);  // which fails a check
+  }
+  mutable int runs = 0;
+
+ private:
+  std::string misses_, left_to_;
+  bool checked_;
+};
+
+TEST(AttentionKernel, TheFirstThatTakesARequestRuns) {
+  const AttentionRequest request = request_of({1, 2, 2, 8, 5, 5, 0, 0, 0, 0}, at::kFloat);
+  const ToldKernel misses("fp32"), leaves("", "to others"), wrong("", "", true), takes(""), last("");
+  const auto taker = [&](std::vector<const AttentionKernel*> kernels) { return &first_taker(kernels, request); };
+  EXPECT_EQ(taker({&misses, &leaves, &takes, &last}), &takes);
+  EXPECT_EQ(taker({&misses, &leaves, &last}), &leaves);  // rather than what takes everything
+  EXPECT_EQ(taker({&misses, &last}), &last);
+  const ToldKernel leaves_wrong("", "to others", true);
+  EXPECT_EQ(taker({&leaves_wrong, &takes, &last}), &takes);
+  EXPECT_EQ(leaves_wrong.runs, 0);  // not checked for nothing
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(taker({&wrong, &leaves, &last}), &leaves);
+  EXPECT_EQ(taker({&leaves_wrong, &wrong, &last}), &last);
+  EXPECT_EQ(wrong.runs, 1);  // its check, once
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), testing::HasSubstr("is not used for this model"));
 }
 
 // 2 heads of 5700 tokens: 260 MB of scores in fp32.
