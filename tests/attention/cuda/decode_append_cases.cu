@@ -1,6 +1,4 @@
 // The cache append on the GPU: byte for byte what the loops of append_cases.h write on the host, and its times.
-#include <atomic>
-#include <thread>
 
 #include "attention/kernels/decode/append_abi.h"
 #include "attention/kernels/decode/page_layout.h"
@@ -113,24 +111,16 @@ int run_append_cases(bool tiny, bool loud) {
   const std::vector<AppendCase> cases = tiny ? tiny_appends() : all_appends();
   std::vector<AppendArrays> arrays(cases.size());
   std::vector<AppendResult> expected(cases.size());
-  std::atomic<size_t> next{0};
-  const auto prepare = [&] {
-    for (size_t i = next++; i < cases.size(); i = next++) {
-      arrays[i] = AppendBuilder(cases[i], static_cast<uint32_t>(i + 1)).build();
-      arrays[i].point();
-      expected[i] = expected_append(arrays[i]);
-    }
-  };
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) threads.emplace_back(prepare);
-  for (std::thread& thread : threads) thread.join();
+  on_all_cores(cases.size(), [&](size_t i) {
+    arrays[i] = AppendBuilder(cases[i], static_cast<uint32_t>(i + 1)).build();
+    arrays[i].point();
+    expected[i] = expected_append(arrays[i]);
+  });
   int faults = 0;
   for (size_t i = 0; i < cases.size(); ++i) {
     const std::string fault = fault_of(arrays[i], expected[i]);
     faults += fault.empty() ? 0 : 1;
-    if (loud || !fault.empty())
-      printf("%-5s append %s%s%s\n", fault.empty() ? "ok" : "FAULT", name_of(cases[i]).c_str(),
-             fault.empty() ? "" : ": ", fault.c_str());
+    say_case("append " + name_of(cases[i]), fault.empty(), fault.empty() ? "same bytes" : fault, loud);
   }
   printf("cache append: %zu of %zu cases hold\n", cases.size() - static_cast<size_t>(faults), cases.size());
   return faults;

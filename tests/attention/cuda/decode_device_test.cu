@@ -4,8 +4,6 @@
 //   decode_device_test --tiny     a few small cases, for compute-sanitizer
 //   decode_device_test --bench    times (decode_device_bench.cu)
 // Exit code 0: all cases hold; 1: some do not; 2: a CUDA call failed; 77: no GPU.
-#include <atomic>
-#include <thread>
 
 #include "tests/attention/cuda/device_program.h"
 #include "tests/attention/decode_cases.h"
@@ -72,17 +70,11 @@ struct Prepared {
 /// Arrays and references of all cases, on all cores.
 std::vector<Prepared> prepare(const std::vector<DecodeCase>& cases) {
   std::vector<Prepared> prepared(cases.size());
-  std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i = next++; i < cases.size(); i = next++) {
-      prepared[i].arrays = CaseBuilder(cases[i], static_cast<uint32_t>(i + 1)).build();
-      prepared[i].arrays.point();
-      prepared[i].expected = reference_decode(prepared[i].arrays.step);
-    }
-  };
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) threads.emplace_back(work);
-  for (std::thread& thread : threads) thread.join();
+  on_all_cores(cases.size(), [&](size_t i) {
+    prepared[i].arrays = CaseBuilder(cases[i], static_cast<uint32_t>(i + 1)).build();
+    prepared[i].arrays.point();
+    prepared[i].expected = reference_decode(prepared[i].arrays.step);
+  });
   return prepared;
 }
 
@@ -105,8 +97,7 @@ bool holds(const DecodeCase& c, Prepared& prepared, int kernel, bool loud) {
     verdict = errors.text() + (same ? "" : ", runs differ");
     if (!errors.good() || !same) fault = verdict;
   }
-  if (loud || !fault.empty())
-    printf("%-5s %s: %s\n", fault.empty() ? "ok" : "FAULT", name_of(c).c_str(), verdict.c_str());
+  say_case(name_of(c), fault.empty(), verdict, loud);
   return fault.empty();
 }
 
@@ -127,15 +118,7 @@ int run_cases(bool tiny, bool loud) {
 
 int main(int argc, char** argv) {
   using namespace cinch::decode;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    printf("skipped: no GPU\n");
-    return 77;
-  }
-  cudaDeviceProp properties;
-  CINCH_CHECK(cudaGetDeviceProperties(&properties, 0));
-  printf("%s, %d multiprocessors, L2 %d MiB\n", properties.name, properties.multiProcessorCount,
-         properties.l2CacheSize >> 20);
+  if (!announce_device()) return kSkipped;
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (!arguments.empty() && arguments[0] == "--bench") return run_benchmark(arguments);
   bool tiny = false, loud = false;

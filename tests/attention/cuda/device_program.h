@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "attention/kernels/decode/decode_launch.h"
@@ -52,6 +54,39 @@ class DeviceMemory {
   void* data_ = nullptr;
   uint64_t bytes_ = 0;
 };
+
+/// False, having said so, where there is no GPU; else prints which one it is.
+inline bool announce_device() {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    printf("skipped: no GPU\n");
+    return false;
+  }
+  cudaDeviceProp properties;
+  CINCH_CHECK(cudaGetDeviceProperties(&properties, 0));
+  printf("%s, %d multiprocessors, L2 %d MiB\n", properties.name, properties.multiProcessorCount,
+         properties.l2CacheSize >> 20);
+  return true;
+}
+constexpr int kSkipped = 77;  // the exit code that ctest takes for it
+
+/// work(i) for i < count, on all cores of the host.
+template <class Work>
+void on_all_cores(size_t count, const Work& work) {
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) {
+    threads.emplace_back([&] {
+      for (size_t each = next++; each < count; each = next++) work(each);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+/// One line of a case that does not hold, or of every case.
+inline void say_case(const std::string& name, bool good, const std::string& verdict, bool loud) {
+  if (loud || !good) printf("%-5s %s: %s\n", good ? "ok" : "FAULT", name.c_str(), verdict.c_str());
+}
 
 /// The case grid of the cache append; how many cases do not hold.
 int run_append_cases(bool tiny, bool loud);

@@ -5,8 +5,6 @@
 //   prefill_device_test --bench    times (prefill_device_bench.cu)
 // With -v every case says how far it is from the reference.
 // Exit code 0: all cases hold; 1: some do not; 2: a CUDA call failed; 77: no GPU.
-#include <atomic>
-#include <thread>
 
 #include "tests/attention/cuda/prefill_program.h"
 #include "tests/attention/prefill_grid.h"
@@ -71,20 +69,14 @@ struct Prepared {
 /// Arrays and references of all cases, on all cores; the largest cases, which come last, first.
 std::vector<Prepared> prepare(const std::vector<PrefillCase>& cases) {
   std::vector<Prepared> prepared(cases.size());
-  std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i = next++; i < cases.size(); i = next++) {
-      const size_t at = cases.size() - 1 - i;
-      Prepared& p = prepared[at];
-      p.arrays = PrefillBuilder(cases[at], static_cast<uint32_t>(at + 1)).build();
-      p.arrays.point();
-      p.forward = reference_forward(p.arrays.work);
-      p.backward = reference_backward(p.arrays.work);
-    }
-  };
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) threads.emplace_back(work);
-  for (std::thread& thread : threads) thread.join();
+  decode::on_all_cores(cases.size(), [&](size_t i) {
+    const size_t at = cases.size() - 1 - i;
+    Prepared& p = prepared[at];
+    p.arrays = PrefillBuilder(cases[at], static_cast<uint32_t>(at + 1)).build();
+    p.arrays.point();
+    p.forward = reference_forward(p.arrays.work);
+    p.backward = reference_backward(p.arrays.work);
+  });
   return prepared;
 }
 
@@ -107,8 +99,7 @@ bool holds(const PrefillCase& c, const Prepared& prepared, bool loud) {
     verdict = comparison.errors().text() + (same ? "" : ", runs differ");
     if (!comparison.errors().good() || !same) fault = verdict;
   }
-  if (loud || !fault.empty())
-    printf("%-5s %s: %s\n", fault.empty() ? "ok" : "FAULT", name_of(c).c_str(), verdict.c_str());
+  decode::say_case(name_of(c), fault.empty(), verdict, loud);
   return fault.empty();
 }
 
@@ -126,14 +117,7 @@ int run_cases(bool tiny, bool loud) {
 
 int main(int argc, char** argv) {
   using namespace cinch::prefill;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    printf("skipped: no GPU\n");
-    return 77;
-  }
-  cudaDeviceProp properties;
-  CINCH_CHECK(cudaGetDeviceProperties(&properties, 0));
-  printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  if (!cinch::decode::announce_device()) return cinch::decode::kSkipped;
   bool tiny = false, loud = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
