@@ -135,23 +135,23 @@ MASTER_ADDR=$(hostname) step -N 2 -n 2 "$cinch" uptrain student nodes "${trainin
   fail "a task on each of two nodes: $(cat nodes.log)"
 same_weights "a task on each of two nodes" nodes
 
-# What interrupts the job, and after how many steps: a request to its script, which hands it on; one to its tasks; a job that
-# goes before it.
-interruptions=(8 "scancel --batch --signal=USR1" 16 "scancel --signal=USR1" 24 preempt)
+# What interrupts the job, each time after some steps of its own: a request to its script, which hands it on; one to its tasks;
+# a job that goes before it.
+interruptions=("scancel --batch --signal=USR1" "scancel --signal=USR1" preempt)
 preempt() { sbatch --partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap "sleep 1" >/dev/null; }
 fact_of() { scontrol show job "$1" | grep -oE "\b$2=[A-Z0-9]+" | cut -d= -f2; }
 job=$(CINCH=$cinch sbatch --parsable --cpus-per-task=1 --output=batch.log "$batch" student batch "${training[@]}")
-done_to_it=0
+done_to_it=0 steps_before=0
 for i in $(seq 1500); do
   case $(fact_of "$job" JobState) in
-    PENDING) # for two minutes, if nobody says otherwise; not at once, as the node still refuses what it has just ended
+    PENDING) # with all steps of its last run written; for two minutes, if nobody says otherwise; not at once, as the node still refuses what it has just ended
+      steps_before=$(steps_done .batch.cinch-train/metrics.jsonl)
       sleep 3
       scontrol update JobId="$job" StartTime=now 2>/dev/null ;;
     RUNNING)
-      next=$((2 * done_to_it))
-      if [ $next -lt ${#interruptions[@]} ] && [ "$(fact_of "$job" Restarts)" = $done_to_it ] &&
-        [ "$(steps_done .batch.cinch-train/metrics.jsonl)" -ge "${interruptions[next]}" ]; then
-        ${interruptions[next + 1]} "$job"
+      if [ $done_to_it -lt ${#interruptions[@]} ] && [ "$(fact_of "$job" Restarts)" = $done_to_it ] &&
+        [ "$(steps_done .batch.cinch-train/metrics.jsonl)" -ge $((steps_before + 8)) ]; then
+        ${interruptions[done_to_it]} "$job"
         done_to_it=$((done_to_it + 1))
       fi ;;
     COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE) break ;;
