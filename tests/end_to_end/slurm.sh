@@ -139,17 +139,19 @@ same_weights "a task on each of two nodes" nodes
 # a job that goes before it.
 interruptions=("scancel --batch --signal=USR1" "scancel --signal=USR1" preempt)
 preempt() { sbatch --partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap "sleep 1" >/dev/null; }
-fact_of() { scontrol show job "$1" | grep -oE "\b$2=[A-Z0-9]+" | cut -d= -f2; }
+fact_of() { grep -oE "\b$2=[A-Z0-9]+" <<<"$1" | cut -d= -f2; }
 job=$(CINCH=$cinch sbatch --parsable --cpus-per-task=1 --output=batch.log "$batch" student batch "${training[@]}")
 done_to_it=0 steps_before=0
 for i in $(seq 1500); do
-  case $(fact_of "$job" JobState) in
-    PENDING) # with all steps of its last run written; for two minutes, if nobody says otherwise; not at once, as the node still refuses what it has just ended
+  facts=$(scontrol show job "$job") # at one time: a state that is older than the count of restarts would mislead
+  case $(fact_of "$facts" JobState) in
+    PENDING) # with all steps of its last run written; for two minutes, if nobody says otherwise; not at once, as the node still
+      # refuses what it has just ended
       steps_before=$(steps_done .batch.cinch-train/metrics.jsonl)
       sleep 3
       scontrol update JobId="$job" StartTime=now 2>/dev/null ;;
     RUNNING)
-      if [ $done_to_it -lt ${#interruptions[@]} ] && [ "$(fact_of "$job" Restarts)" = $done_to_it ] &&
+      if [ $done_to_it -lt ${#interruptions[@]} ] && [ "$(fact_of "$facts" Restarts)" = $done_to_it ] &&
         [ "$(steps_done .batch.cinch-train/metrics.jsonl)" -ge $((steps_before + 8)) ]; then
         ${interruptions[done_to_it]} "$job"
         done_to_it=$((done_to_it + 1))
@@ -158,8 +160,8 @@ for i in $(seq 1500); do
   esac
   sleep 0.1
 done
-[ "$(fact_of "$job" JobState)" = COMPLETED ] && [ "$(fact_of "$job" Restarts)" = 3 ] ||
-  fail "the batch job: $(scontrol show job "$job" | head -n 5), expected JobState=COMPLETED Restarts=3: $(cat batch.log)"
+[ "$(fact_of "$facts" JobState)" = COMPLETED ] && [ "$(fact_of "$facts" Restarts)" = 3 ] ||
+  fail "the batch job: $(head -n 5 <<<"$facts"), expected JobState=COMPLETED Restarts=3: $(cat batch.log)"
 same_weights "the batch job that was interrupted three times" batch
 
 # A task that is killed ends the step; a state is there.
