@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "attention/kernels/decode/append_abi.h"
-#include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/warp/numbers.h"
 #include "tests/attention/page_reference.h"
 
 namespace cinch::decode {

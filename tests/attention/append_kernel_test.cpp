@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attention/kernels/decode/append_job.h"
+#include "attention/kernels/decode/emulated_decode.h"
 #include "attention/kernels/decode/page_pack.h"
 #include "tests/attention/append_grid.h"
 #include "tests/attention/emulation.h"

@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "attention/kernels/decode/emulated_decode.h"
 #include "attention/rope.h"
 #include "attention/slot_rope.h"
 #include "tests/attention/append_grid.h"

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/decode/page_pack.h"
 #include "attention/kernels/decode/reference.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::decode {
 

@@ -7,8 +7,8 @@
 #include <limits>
 #include <vector>
 
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/decode/reference.h"
+#include "attention/kernels/warp/numbers.h"
 #include "core/json.h"
 #include "tests/support/assets.h"
 
@@ -67,7 +67,7 @@ class GoldenStep {
   int32_t field(const char* key) const { return static_cast<int32_t>(golden_.integer_or(key, 0)); }
   uint16_t bits(int in_64ths) const {
     const float value = static_cast<float>(in_64ths) / 64;
-    return type_ == CINCH_DECODE_BF16 ? decode::Bf16::from_float(value) : decode::Fp16::from_float(value);
+    return type_ == CINCH_DECODE_BF16 ? warp::Bf16::from_float(value) : warp::Fp16::from_float(value);
   }
   std::vector<uint16_t> array(Array which, int count) const {
     std::vector<uint16_t> values;

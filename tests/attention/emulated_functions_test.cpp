@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "attention/kernels/decode/emulated_decode.h"
 #include "tests/attention/append_grid.h"
 #include "tests/attention/decode_grid.h"
 #include "tests/attention/emulation.h"

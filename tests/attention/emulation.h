@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 
-#include "attention/kernels/decode/emulated_decode.h"
+#include "attention/kernels/warp/device.h"
 
-namespace cinch::decode {
+namespace cinch::warp {
 
 // Multiprocessors of sm_80, sm_90 and sm_120 in devices so small that parts are few.
 constexpr Multiprocessor kAmpere{3, 167936, 166912}, kHopper{3, 233472, 232448}, kBlackwell{3, 102400, 101376};
@@ -20,4 +20,4 @@ class EmulationTest : public testing::Test {
   }
 };
 
-}  // namespace cinch::decode
+}  // namespace cinch::warp

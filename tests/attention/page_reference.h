@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "attention/kernels/decode/decode_abi.h"
-#include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::decode::reference {
+
+using namespace warp;  // numbers
 
 inline int to_16(int bytes) { return (bytes + 15) & ~15; }
 

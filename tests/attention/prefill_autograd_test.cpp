@@ -13,7 +13,7 @@
 namespace cinch {
 namespace {
 
-class PrefillAutograd : public decode::EmulationTest {
+class PrefillAutograd : public warp::EmulationTest {
  protected:
   const PrefillKernel kernel_{&prefill::emulated_prefill_functions()};
 };

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/prefill/reference.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::prefill {
 
@@ -141,7 +141,7 @@ class PrefillBuilder {
           for (int i = 0; i < columns; ++i) {
             const float value = normal(random_);
             data[static_cast<size_t>(b * array.batch_stride + h * array.head_stride + t * array.token_stride + i)] =
-                case_.type == CINCH_PREFILL_BF16 ? decode::Bf16::from_float(value) : decode::Fp16::from_float(value);
+                case_.type == CINCH_PREFILL_BF16 ? warp::Bf16::from_float(value) : warp::Fp16::from_float(value);
           }
         }
       }
@@ -219,8 +219,8 @@ class PrefillComparison {
                 static_cast<size_t>(b * array.batch_stride + h * array.head_stride + t * array.token_stride + i);
             used[place] = true;
             const double found =
-                static_cast<double>(work_.type == CINCH_PREFILL_BF16 ? decode::Bf16::to_float(data[place])
-                                                                     : decode::Fp16::to_float(data[place]));
+                static_cast<double>(work_.type == CINCH_PREFILL_BF16 ? warp::Bf16::to_float(data[place])
+                                                                     : warp::Fp16::to_float(data[place]));
             difference += (found - expected[at]) * (found - expected[at]);
             norm += expected[at] * expected[at];
           }

@@ -4,8 +4,8 @@
 #include <limits>
 #include <vector>
 
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/prefill/reference.h"
+#include "attention/kernels/warp/numbers.h"
 #include "core/json.h"
 #include "tests/support/assets.h"
 
@@ -59,7 +59,7 @@ class GoldenWork {
     to.resize(static_cast<size_t>(work_.batch * heads * tokens * columns));
     for (size_t i = 0; i < to.size(); ++i) {
       const float value = static_cast<float>(input(seed, which, i)) / 64;
-      to[i] = work_.type == CINCH_PREFILL_BF16 ? decode::Bf16::from_float(value) : decode::Fp16::from_float(value);
+      to[i] = work_.type == CINCH_PREFILL_BF16 ? warp::Bf16::from_float(value) : warp::Fp16::from_float(value);
     }
     return {to.data(), heads * tokens * columns, tokens * columns, columns};
   }

@@ -10,11 +10,11 @@
 namespace cinch::prefill {
 namespace {
 
-using decode::kAmpere;
-using decode::kBlackwell;
-using decode::kHopper;
+using warp::kAmpere;
+using warp::kBlackwell;
+using warp::kHopper;
 
-class PrefillKernel : public decode::EmulationTest {};
+class PrefillKernel : public warp::EmulationTest {};
 
 PrefillArrays run(const PrefillCase& c, const Multiprocessor& processor = kHopper, bool last_warp_first = false) {
   PrefillArrays arrays = PrefillBuilder(c, 7).build();

@@ -11,7 +11,7 @@
 namespace cinch::prefill {
 namespace {
 
-constexpr Multiprocessor kProcessors[] = {decode::kAmpere, decode::kHopper, decode::kBlackwell};
+constexpr Multiprocessor kProcessors[] = {warp::kAmpere, warp::kHopper, warp::kBlackwell};
 
 TEST(PrefillTiling, EveryWidthFits) {
   std::array<char, 256> error{};
@@ -54,14 +54,14 @@ TEST(PrefillTiling, TwoThreadBlocksShareAMultiprocessor) {
   std::array<char, 256> error{};
   CinchPrefill work = PrefillBuilder(sized(4, 2, 300, 300, 128, 128), 1).build().work;
   ForwardTiling forward{};
-  ASSERT_TRUE(choose_forward_tiling(work, decode::kHopper, forward, error.data(), error.size()));
-  EXPECT_LE(2 * (forward.shared_bytes + 1024), decode::kHopper.shared_bytes);
+  ASSERT_TRUE(choose_forward_tiling(work, warp::kHopper, forward, error.data(), error.size()));
+  EXPECT_LE(2 * (forward.shared_bytes + 1024), warp::kHopper.shared_bytes);
   EXPECT_EQ(forward.rows, 128);
   GradientPasses passes{};
-  ASSERT_TRUE(choose_gradient_passes(work, decode::kHopper, passes, error.data(), error.size()));
+  ASSERT_TRUE(choose_gradient_passes(work, warp::kHopper, passes, error.data(), error.size()));
   ASSERT_EQ(passes.count, 2);
   for (int i = 0; i < 2; ++i) {
-    EXPECT_LE(2 * (passes.tilings[i].shared_bytes + 1024), decode::kHopper.shared_bytes);
+    EXPECT_LE(2 * (passes.tilings[i].shared_bytes + 1024), warp::kHopper.shared_bytes);
     EXPECT_EQ(passes.tilings[i].slots, 2);
   }
 }

@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::sm90 {
 

@@ -1,4 +1,4 @@
-#include "attention/kernels/decode/warp_emulator.h"
+#include "attention/kernels/warp/warp_emulator.h"
 
 #include <gtest/gtest.h>
 
@@ -6,10 +6,10 @@
 #include <stdexcept>
 #include <vector>
 
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 #include "tests/attention/emulation.h"
 
-namespace cinch::decode {
+namespace cinch::warp {
 namespace {
 
 uint16_t bits(int value) { return Bf16::from_float(static_cast<float>(value)); }
@@ -133,4 +133,4 @@ TEST_F(WarpEmulator, HalfTypesRoundToNearestEven) {
 }
 
 }  // namespace
-}  // namespace cinch::decode
+}  // namespace cinch::warp

@@ -1,5 +1,6 @@
 // Decode sessions on the CPU, the kernels in the warp emulator.
 #include "model/decode_session.h"
+#include "attention/kernels/decode/emulated_decode.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
@@ -129,7 +130,7 @@ std::string packed_name(const testing::TestParamInfo<PackedCase>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Models, PackedDecodeSession, testing::ValuesIn(packed_cases()), packed_name);
 
-class DecodeSessionTest : public decode::EmulationTest {
+class DecodeSessionTest : public warp::EmulationTest {
  protected:
   /// Of decode_models().
   std::shared_ptr<ModelSource> open(const std::string& name) {

@@ -31,5 +31,6 @@ extern "C" int32_t cinch_cache_append(const CinchCacheAppend* append, void* stre
   using namespace cinch::decode;
   AppendJob job{};
   if (!make_append_job(*append, job, error, error_size)) return -1;
-  return report(visit_append(*append, LaunchAppend{job, static_cast<cudaStream_t>(stream)}), error, error_size);
+  return cinch::border::report(visit_append(*append, LaunchAppend{job, static_cast<cudaStream_t>(stream)}), error,
+                               error_size);
 }

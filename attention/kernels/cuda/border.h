@@ -2,14 +2,15 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <stdint.h>
 #include <stdio.h>
 
-#include "attention/kernels/decode/tiling.h"
+#include "attention/kernels/warp/device.h"
 
-namespace cinch::decode {
+namespace cinch::border {
 
 /// Of the current device. Returns a cudaError_t as int, 0: done.
-inline int current_multiprocessor(Multiprocessor& processor) {
+inline int current_multiprocessor(warp::Multiprocessor& processor) {
   int device = 0;
   cudaError_t status = cudaGetDevice(&device);
   const auto read = [&](int& value, cudaDeviceAttr attribute) {
@@ -28,4 +29,4 @@ inline int32_t report(int status, char* error, uint64_t error_size) {
   return -1;
 }
 
-}  // namespace cinch::decode
+}  // namespace cinch::border

@@ -24,11 +24,11 @@ struct Choice {
 int32_t choose(const CinchDecodeStep& step, Choice& choice, char* error, uint64_t error_size) {
   Multiprocessor processor{};
   int device = 0, major = 0, minor = 0;
-  int status = current_multiprocessor(processor);
+  int status = border::current_multiprocessor(processor);
   if (status == cudaSuccess) status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (status != cudaSuccess) return report(status, error, error_size);
+  if (status != cudaSuccess) return cinch::border::report(status, error, error_size);
   const char* const missing = sm90_missing(step, major, minor);
   if (step.kernel == CINCH_DECODE_SM90 && missing != nullptr) {
     snprintf(error, error_size, "the sm_90 kernel does not cover this step: %s", missing);
@@ -87,7 +87,7 @@ extern "C" int32_t cinch_decode_sizes(const CinchDecodeStep* step, CinchDecodeSi
 
 extern "C" int32_t cinch_decode_plan(int32_t* plan, int32_t parts, const int32_t* lengths, int32_t batch,
                                      int32_t window, void* stream, char* error, uint64_t error_size) {
-  return report(launch_plan(plan, parts, lengths, batch, window, stream), error, error_size);
+  return cinch::border::report(launch_plan(plan, parts, lengths, batch, window, stream), error, error_size);
 }
 
 extern "C" int32_t cinch_decode_run(const CinchDecodeStep* step, void* stream, char* error, uint64_t error_size) {
@@ -103,5 +103,5 @@ extern "C" int32_t cinch_decode_run(const CinchDecodeStep* step, void* stream, c
   job.scratch = scratch_layout(*step, job.tiling.parts, job.tiling.value_columns);
   job.phases = kAllPhases;
   const auto launch = choice.kernel == CINCH_DECODE_SM90 ? &launch_latent_sm90 : &launch_decode;
-  return report(launch(job, stream), error, error_size);
+  return cinch::border::report(launch(job, stream), error, error_size);
 }

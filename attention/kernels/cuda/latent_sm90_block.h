@@ -22,7 +22,7 @@
 
 namespace cinch::sm90 {
 
-/// T: decode::Bf16 or decode::Fp16.
+/// T: warp::Bf16 or warp::Fp16.
 template <class Machine, class T, int kColumns, bool kSplitColumns, int kTokens>
 class LatentDecodeBlock {
  public:
@@ -176,7 +176,7 @@ class LatentDecodeBlock {
     for (int i = 0; i < kAccumulators; ++i) o_[i] = 0;
     CINCH_UNROLL
     for (int r = 0; r < 2; ++r) {
-      max_[r] = decode::minus_infinity();
+      max_[r] = warp::minus_infinity();
       sum_[r] = 0;
     }
   }
@@ -281,7 +281,7 @@ class LatentDecodeBlock {
       CINCH_UNROLL
       for (int i = 0; i < kScores; ++i) {
         const int row = fragment_column(thread_, i);
-        if (row < first || row >= end) scores[i] = decode::minus_infinity();
+        if (row < first || row >= end) scores[i] = warp::minus_infinity();
       }
     }
     float offset[2];
@@ -406,7 +406,7 @@ class LatentDecodeBlock {
       float other_max, other_sum;
       m_.load_shared(state(group_ ^ 1, r), other_max, other_sum);
       const float highest = m_.max(max_[r], other_max);
-      const float offset = highest == decode::minus_infinity() ? 0.0f : highest * scale;
+      const float offset = highest == warp::minus_infinity() ? 0.0f : highest * scale;
       factor[r] = m_.exp2(max_[r] * scale - offset);
       sum_[r] = sum_[r] * factor[r] + other_sum * m_.exp2(other_max * scale - offset);
       max_[r] = highest;
@@ -462,13 +462,13 @@ class LatentDecodeBlock {
       if (item.place >= 0) {
         decode::partial_lse(job_)[place] = lse;
       } else if (step_.lse != nullptr) {
-        step_.lse[static_cast<int64_t>(item.sequence) * step_.n_heads + head] = lse * decode::kLn2;
+        step_.lse[static_cast<int64_t>(item.sequence) * step_.n_heads + head] = lse * warp::kLn2;
       }
     }
   }
 
   /// From what softmax has in max_ to base-2 logarithms.
-  CINCH_DEVICE float log2_scale() const { return (step_.softcap > 0 ? step_.softcap : step_.scale) * decode::kLog2e; }
+  CINCH_DEVICE float log2_scale() const { return (step_.softcap > 0 ? step_.softcap : step_.scale) * warp::kLog2e; }
 
   Machine& m_;
   const decode::DecodeJob& job_;

@@ -3,7 +3,7 @@
 namespace cinch::prefill {
 
 int launch_forward_bf16(const ForwardJob& job, void* stream) {
-  return visit_forward<decode::Bf16>(job.tiling, LaunchForward{job, stream});
+  return visit_forward<warp::Bf16>(job.tiling, LaunchForward{job, stream});
 }
 
 }  // namespace cinch::prefill

@@ -3,7 +3,7 @@
 namespace cinch::prefill {
 
 int launch_forward_fp16(const ForwardJob& job, void* stream) {
-  return visit_forward<decode::Fp16>(job.tiling, LaunchForward{job, stream});
+  return visit_forward<warp::Fp16>(job.tiling, LaunchForward{job, stream});
 }
 
 }  // namespace cinch::prefill

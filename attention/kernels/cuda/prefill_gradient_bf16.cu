@@ -3,7 +3,7 @@
 namespace cinch::prefill {
 
 int launch_gradient_bf16(const GradientJob& job, void* stream) {
-  return visit_gradient<decode::Bf16>(job.tiling, LaunchGradient{job, stream});
+  return visit_gradient<warp::Bf16>(job.tiling, LaunchGradient{job, stream});
 }
 
 }  // namespace cinch::prefill

@@ -3,7 +3,7 @@
 namespace cinch::prefill {
 
 int launch_gradient_fp16(const GradientJob& job, void* stream) {
-  return visit_gradient<decode::Fp16>(job.tiling, LaunchGradient{job, stream});
+  return visit_gradient<warp::Fp16>(job.tiling, LaunchGradient{job, stream});
 }
 
 }  // namespace cinch::prefill

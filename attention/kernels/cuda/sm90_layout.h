@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "attention/kernels/decode/device.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::sm90 {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::sm90 {
 
@@ -64,15 +64,15 @@ namespace cinch::sm90 {
                         "%128, %129, %130, %131", "%132")
 #define CINCH_COMMA ,
 
-CINCH_WGMMA(decode::Bf16, "bf16")
-CINCH_WGMMA(decode::Fp16, "f16")
+CINCH_WGMMA(warp::Bf16, "bf16")
+CINCH_WGMMA(warp::Fp16, "f16")
 
-__device__ __forceinline__ uint32_t wgmma_pack(decode::Bf16, float low, float high) {
+__device__ __forceinline__ uint32_t wgmma_pack(warp::Bf16, float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
 }
-__device__ __forceinline__ uint32_t wgmma_pack(decode::Fp16, float low, float high) {
+__device__ __forceinline__ uint32_t wgmma_pack(warp::Fp16, float low, float high) {
   uint32_t packed;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;

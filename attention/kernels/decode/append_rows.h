@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention/kernels/decode/append_job.h"
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::decode {
 

@@ -6,7 +6,7 @@
 
 #include "attention/kernels/decode/results.h"
 #include "attention/kernels/decode/split_plan.h"
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::decode {
 

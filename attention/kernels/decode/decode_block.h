@@ -6,8 +6,8 @@
 #include "attention/kernels/decode/packed_slabs.h"
 #include "attention/kernels/decode/results.h"
 #include "attention/kernels/decode/slab_loader.h"
-#include "attention/kernels/decode/tile_math.h"
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/tile_math.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::decode {
 

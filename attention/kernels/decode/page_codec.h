@@ -7,8 +7,8 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/decode/page_layout.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::decode {
 

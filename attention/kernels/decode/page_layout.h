@@ -16,9 +16,11 @@
 #include <stdint.h>
 
 #include "attention/kernels/decode/decode_abi.h"
-#include "attention/kernels/decode/device.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::decode {
+
+using namespace warp;  // the words that this folder's kernels are written in
 
 /// Offsets in bytes from the page's beginning. Rows of codes and every part begin at multiples of 16.
 struct PageLayout {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/kernels/decode/page_codec.h"
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::decode {
 

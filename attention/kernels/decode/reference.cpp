@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <limits>
 
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/decode/page_pack.h"
 #include "attention/kernels/decode/split_plan.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::decode {
 namespace {

@@ -1,18 +1,10 @@
 // Where results of a decode step go, whole and partial.
 #pragma once
 
-#include <math.h>
-
-#include "attention/kernels/decode/half_types.h"
 #include "attention/kernels/decode/tiling.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::decode {
-
-constexpr float kLog2e = 1.44269504088896341f;
-constexpr float kLn2 = 0.693147180559945309f;
-
-CINCH_HOST_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
-CINCH_HOST_DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
 
 template <class V>
 CINCH_HOST_DEVICE V* in_scratch(const DecodeJob& job, uint64_t offset) {

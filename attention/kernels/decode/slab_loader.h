@@ -3,7 +3,7 @@
 
 #include "attention/kernels/decode/split_plan.h"
 #include "attention/kernels/decode/tiling.h"
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::decode {
 

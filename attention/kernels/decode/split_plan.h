@@ -9,9 +9,11 @@
 #include <stdint.h>
 
 #include "attention/kernels/decode/decode_abi.h"
-#include "attention/kernels/decode/device.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::decode {
+
+using namespace warp;  // the words that this folder's kernels are written in
 
 constexpr int kBlockTokens = CINCH_DECODE_PAGE;
 constexpr int kBlockCost = 4;

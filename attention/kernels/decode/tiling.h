@@ -14,8 +14,8 @@
 #include <stdint.h>
 
 #include "attention/kernels/decode/decode_abi.h"
-#include "attention/kernels/decode/device.h"
 #include "attention/kernels/decode/page_layout.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::decode {
 
@@ -66,13 +66,6 @@ struct Tiling {
       stage_key_scales;  // in a stage: int8, fp8 (step tokens, 2); int4 scales and zeros of the columns
   int32_t map_offset;    // of value_map's rows in the combine
   int32_t shared_bytes;
-};
-
-/// Of one multiprocessor.
-struct Multiprocessor {
-  int count;                   // on the device
-  int shared_bytes;            // in all, 1 KiB of it lost per thread block
-  int shared_bytes_per_block;  // largest that one thread block can have
 };
 
 /// Registers per thread that a kernel may use; a test of the compiled kernels enforces it.

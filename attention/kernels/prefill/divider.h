@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "attention/kernels/decode/device.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::prefill {
 

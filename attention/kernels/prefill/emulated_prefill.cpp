@@ -10,9 +10,9 @@
 namespace cinch::prefill {
 namespace {
 
-namespace emulator = decode::emulator;
-using decode::Bf16;
-using decode::Fp16;
+namespace emulator = warp::emulator;
+using warp::Bf16;
+using warp::Fp16;
 
 constexpr Multiprocessor kProcessor{132, 233472, 232448};
 

@@ -2,11 +2,11 @@
 // FlashAttention-2 (arXiv 2307.08691, algorithm 1).
 #pragma once
 
-#include "attention/kernels/decode/results.h"
-#include "attention/kernels/decode/tile_math.h"
 #include "attention/kernels/prefill/tile_loader.h"
 #include "attention/kernels/prefill/tile_products.h"
 #include "attention/kernels/prefill/visible_range.h"
+#include "attention/kernels/warp/tile_math.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::prefill {
 
@@ -20,7 +20,7 @@ class ForwardBlock {
         tiling_(job.tiling),
         thread_(thread),
         lane_(thread % 32),
-        shared_(decode::shared_begin()),
+        shared_(warp::shared_begin()),
         steps_(start(index)) {}
 
   CINCH_DEVICE void run() {
@@ -69,12 +69,12 @@ class ForwardBlock {
   }
   CINCH_DEVICE Range recalled(Recalled what) const {
     const Shared at = recalled_at(what);
-    return {static_cast<int>(decode::shared_word(at)), static_cast<int>(decode::shared_word(at + 4))};
+    return {static_cast<int>(warp::shared_word(at)), static_cast<int>(warp::shared_word(at + 4))};
   }
   CINCH_DEVICE void recall(Recalled what, Range range) const {
     if (lane_ != 0) return;
-    decode::shared_store(recalled_at(what), static_cast<uint32_t>(range.begin));
-    decode::shared_store(recalled_at(what) + 4, static_cast<uint32_t>(range.end));
+    warp::shared_store(recalled_at(what), static_cast<uint32_t>(range.begin));
+    warp::shared_store(recalled_at(what) + 4, static_cast<uint32_t>(range.end));
   }
   /// (first row of this warp, KV head's problem).
   CINCH_DEVICE BlockPlace place() const { return place_of(work_, recalled(kPlace).end); }
@@ -101,7 +101,7 @@ class ForwardBlock {
     for (int m = 0; m < kRowTiles; ++m) {
       CINCH_UNROLL
       for (int half = 0; half < 2; ++half) {
-        maximum_[m][half] = decode::minus_infinity();
+        maximum_[m][half] = warp::minus_infinity();
         sum_[m][half] = 0;
       }
       CINCH_UNROLL
@@ -125,13 +125,13 @@ class ForwardBlock {
       copy_rows(slot(started_), pitch, columns, first, kKeyTile, keys.end, thread_, threads(),
                 [&](int key) { return key_row(array, place, key); });
     }
-    decode::copy_commit();
+    warp::copy_commit();
     ++started_;
   }
   /// The next item, when it is there; the slot of the one before is given to new copies.
   CINCH_DEVICE Shared take_slot() {
-    decode::copy_wait(tiling_.slots - 2);
-    decode::sync_block();
+    warp::copy_wait(tiling_.slots - 2);
+    warp::sync_block();
     const Shared taken = slot(started_ - (tiling_.slots - 1));
     start_item(place(), recalled(kBlockKeys));
     return taken;
@@ -147,35 +147,35 @@ class ForwardBlock {
                                          kTile * tiling_.key_pitch, units_of(work_.head_dim));
     if (work_.softcap > 0) cap(scores);
     if (masked) mask(scores, first_key);
-    const float scale = (work_.softcap > 0 ? 1.0f : work_.scale) * decode::kLog2e;
+    const float scale = (work_.softcap > 0 ? 1.0f : work_.scale) * warp::kLog2e;
     float keep[kRowTiles][2];
     bool changed = false;
     CINCH_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
       CINCH_UNROLL
       for (int half = 0; half < 2; ++half) {
-        float top = decode::minus_infinity();
+        float top = warp::minus_infinity();
         CINCH_UNROLL
-        for (int i = 0; i < kOthers * 4; ++i) top = decode::max_of(top, scores[m][i / 4][i / 2 % 2][2 * half + i % 2]);
-        top = decode::max_of(top, decode::shuffle_xor(top, 1));
-        top = decode::max_of(top, decode::shuffle_xor(top, 2));
-        top = decode::max_of(maximum_[m][half], top * scale);
-        const float base = top == decode::minus_infinity() ? 0 : top;  // nothing seen yet: all weights are exp2(-inf)
-        keep[m][half] = decode::exp2_fast(maximum_[m][half] - base);
+        for (int i = 0; i < kOthers * 4; ++i) top = warp::max_of(top, scores[m][i / 4][i / 2 % 2][2 * half + i % 2]);
+        top = warp::max_of(top, warp::shuffle_xor(top, 1));
+        top = warp::max_of(top, warp::shuffle_xor(top, 2));
+        top = warp::max_of(maximum_[m][half], top * scale);
+        const float base = top == warp::minus_infinity() ? 0 : top;  // nothing seen yet: all weights are exp2(-inf)
+        keep[m][half] = warp::exp2_fast(maximum_[m][half] - base);
         changed = changed || top != maximum_[m][half];
         maximum_[m][half] = top;
         float sum = 0;
         CINCH_UNROLL
         for (int i = 0; i < kOthers * 4; ++i) {
           float& score = scores[m][i / 4][i / 2 % 2][2 * half + i % 2];
-          score = decode::exp2_fast(score * scale - base);
+          score = warp::exp2_fast(score * scale - base);
           sum += score;
         }
         sum_[m][half] = sum_[m][half] * keep[m][half] + sum;
       }
     }
     round_products<T, kRowTiles, kOthers>(weights, scores);
-    if (decode::any(changed)) decode::rescale(out_, keep);
+    if (warp::any(changed)) warp::rescale(out_, keep);
   }
   CINCH_DEVICE void cap(Products<kRowTiles, kOthers>& scores) const {
     CINCH_UNROLL
@@ -195,7 +195,7 @@ class ForwardBlock {
         for (int i = 0; i < kOthers * 4; ++i) {
           const int key = first_key + kTile * (i / 4) + other_row(lane_, i / 2 % 2, i);
           if (key < seen.begin || key >= seen.end)
-            scores[m][i / 4][i / 2 % 2][2 * half + i % 2] = decode::minus_infinity();
+            scores[m][i / 4][i / 2 % 2][2 * half + i % 2] = warp::minus_infinity();
         }
       }
     }
@@ -206,7 +206,7 @@ class ForwardBlock {
   }
 
   CINCH_DEVICE void finish() {
-    decode::sync_block();  // without keys nothing was waited for
+    warp::sync_block();  // without keys nothing was waited for
     const BlockPlace at = place();
     const int own = recalled(kPlace).begin;
     float factors[kRowTiles][2];
@@ -215,17 +215,17 @@ class ForwardBlock {
       CINCH_UNROLL
       for (int half = 0; half < 2; ++half) {
         float sum = sum_[m][half];
-        sum += decode::shuffle_xor(sum, 1);
-        sum += decode::shuffle_xor(sum, 2);
+        sum += warp::shuffle_xor(sum, 1);
+        sum += warp::shuffle_xor(sum, 2);
         factors[m][half] = sum > 0 ? 1 / sum : 0;
         const int row = row_of(own, m, half);
         if (work_.lse == nullptr || lane_ % 4 != 0 || row >= rows()) continue;
         const GroupRow place = group_row(tiling_.group, row);
         const int64_t head = int64_t{at.sequence} * work_.n_heads + at.kv_head * tiling_.group.divisor + place.member;
-        work_.lse[head * work_.queries + place.token] = (maximum_[m][half] + log2f(sum)) * decode::kLn2;
+        work_.lse[head * work_.queries + place.token] = (maximum_[m][half] + log2f(sum)) * warp::kLn2;
       }
     }
-    decode::rescale(out_, factors);
+    warp::rescale(out_, factors);
     const int column = 2 * (lane_ % 4);
     CINCH_UNROLL
     for (int m = 0; m < kRowTiles; ++m) {
@@ -234,7 +234,7 @@ class ForwardBlock {
         const int row = row_of(own, m, half);
         if (row >= rows()) continue;
         uint16_t* const to = head_row(work_.out, tiling_.group.divisor, at, group_row(tiling_.group, row));
-        decode::write_row<T>(to + column, out_[m], half, work_.v_head_dim - column);
+        warp::write_row<T>(to + column, out_[m], half, work_.v_head_dim - column);
       }
     }
   }

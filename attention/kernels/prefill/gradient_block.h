@@ -7,9 +7,9 @@
 // order: no atomics, the same bits every time. After FlashAttention-2 (arXiv 2307.08691, algorithm 2).
 #pragma once
 
-#include "attention/kernels/decode/tile_math.h"
 #include "attention/kernels/prefill/row_state.h"
 #include "attention/kernels/prefill/tile_products.h"
+#include "attention/kernels/warp/tile_math.h"
 
 namespace cinch::prefill {
 
@@ -23,7 +23,7 @@ class GradientBlock {
         place_(place_of(job.work, index)),
         thread_(thread),
         lane_(thread % 32),
-        shared_(decode::shared_begin()),
+        shared_(warp::shared_begin()),
         // What takes longest comes first: the last queries and the first keys.
         first_own_((kOwnKeys ? place_.block : job.tiling.own_blocks - 1 - place_.block) * job.tiling.own_rows),
         streamed_(streamed_range()) {}
@@ -35,10 +35,10 @@ class GradientBlock {
     if (steps > 0) copy_own();
     for (int i = 0; i < tiling_.slots - 1; ++i) start_step(i, steps);
     for (int step = 0; step < steps; ++step) {
-      decode::sync_block();  // nobody reads the slot that is filled next any more
+      warp::sync_block();  // nobody reads the slot that is filled next any more
       start_step(step + tiling_.slots - 1, steps);
-      decode::copy_wait(tiling_.slots - 1);
-      decode::sync_block();
+      warp::copy_wait(tiling_.slots - 1);
+      warp::sync_block();
       for (int part = 0; part < rows; part += kPartRows) take_part(step, part);
     }
     finish();
@@ -92,8 +92,8 @@ class GradientBlock {
     if constexpr (!kKeys) {
       for (int row = thread_; row < count; row += threads()) {
         const bool valid = first + row < end;
-        decode::copy_async(to + static_cast<Shared>(states_offset + row * 16),
-                           row_state(work_, place_, valid ? first + row : end - 1), valid);
+        warp::copy_async(to + static_cast<Shared>(states_offset + row * 16),
+                         row_state(work_, place_, valid ? first + row : end - 1), valid);
       }
     }
   }
@@ -119,13 +119,13 @@ class GradientBlock {
       copy_side<!kOwnKeys>(slot(step), tiling_.slot_values_offset, tiling_.slot_states_offset,
                            streamed_.begin + step * tiling_.streamed_rows, tiling_.streamed_rows, streamed_.end, true);
     }
-    decode::copy_commit();
+    warp::copy_commit();
   }
 
   CINCH_DEVICE RowState state_at(Shared states, int row) const {
-    const decode::Words4 words = decode::shared_words4(states + static_cast<Shared>(row * 16));
-    return {decode::float_of_bits(words.x),
-            decode::float_of_bits(words.y),
+    const warp::Words4 words = warp::shared_words4(states + static_cast<Shared>(row * 16));
+    return {warp::float_of_bits(words.x),
+            warp::float_of_bits(words.y),
             {static_cast<int>(words.z), static_cast<int>(words.w)}};
   }
 
@@ -214,9 +214,9 @@ class GradientBlock {
     if (work_.softcap > 0) {
       const float bent = tanhf(weight * work_.scale / work_.softcap);
       slope = 1 - bent * bent;
-      weight = decode::exp2_fast(work_.softcap * decode::kLog2e * bent - state.lse);
+      weight = warp::exp2_fast(work_.softcap * warp::kLog2e * bent - state.lse);
     } else {
-      weight = decode::exp2_fast(weight * (work_.scale * decode::kLog2e) - state.lse);
+      weight = warp::exp2_fast(weight * (work_.scale * warp::kLog2e) - state.lse);
     }
     if (masked && (key < state.keys.begin || key >= state.keys.end)) weight = 0;
     if constexpr (kScores) score = weight * (score - state.delta) * slope;
@@ -238,7 +238,7 @@ class GradientBlock {
         const int own = first_own_ + warp_own() + kTile * m + own_row(lane_, 2 * half);
         if (own >= own_end()) continue;
         uint16_t* const to = kOwnKeys ? key_row(of_keys, place_, own) : row_in(of_rows, own);
-        decode::write_row<T>(to + column, sums[m], half, columns - column);
+        warp::write_row<T>(to + column, sums[m], half, columns - column);
       }
     }
   }

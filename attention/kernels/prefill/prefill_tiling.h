@@ -6,14 +6,13 @@
 // and values over their heads like those over tokens.
 #pragma once
 
-#include "attention/kernels/decode/device.h"
-#include "attention/kernels/decode/tiling.h"
 #include "attention/kernels/prefill/divider.h"
 #include "attention/kernels/prefill/prefill_abi.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::prefill {
 
-using decode::Multiprocessor;
+using warp::Multiprocessor;
 
 constexpr int kTile = 16;       // rows and columns of a fragment
 constexpr int kKeyTile = 64;    // keys of a step of the forward

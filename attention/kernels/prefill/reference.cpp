@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/warp/numbers.h"
 
 namespace cinch::prefill {
 namespace {
@@ -15,8 +15,8 @@ std::vector<double> row(const CinchPrefill& w, const CinchPrefillArray& a, int b
       static_cast<const uint16_t*>(a.data) + b * a.batch_stride + head * a.head_stride + token * a.token_stride;
   std::vector<double> values(static_cast<size_t>(columns));
   for (int i = 0; i < columns; ++i) {
-    values[static_cast<size_t>(i)] = static_cast<double>(
-        w.type == CINCH_PREFILL_BF16 ? decode::Bf16::to_float(bits[i]) : decode::Fp16::to_float(bits[i]));
+    values[static_cast<size_t>(i)] = static_cast<double>(w.type == CINCH_PREFILL_BF16 ? warp::Bf16::to_float(bits[i])
+                                                                                      : warp::Fp16::to_float(bits[i]));
   }
   return values;
 }

@@ -1,9 +1,9 @@
 // What the backward needs of every row besides its columns: prepared once, then copied like the columns.
 #pragma once
 
-#include "attention/kernels/decode/results.h"
 #include "attention/kernels/prefill/tile_loader.h"
 #include "attention/kernels/prefill/visible_range.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::prefill {
 
@@ -48,16 +48,16 @@ CINCH_DEVICE void write_row_states(const CinchPrefill& work, int64_t block, int 
   const uint16_t* const d_out = head_row(work.d_out, group, place, {token, member});
   float delta = 0;
   for (int column = thread % 8 * 8; column < work.v_head_dim; column += 64) {
-    const auto a = *reinterpret_cast<const decode::Words4*>(out + column);
-    const auto b = *reinterpret_cast<const decode::Words4*>(d_out + column);
+    const auto a = *reinterpret_cast<const warp::Words4*>(out + column);
+    const auto b = *reinterpret_cast<const warp::Words4*>(d_out + column);
     delta += dot_pair<T>(a.x, b.x) + dot_pair<T>(a.y, b.y) + dot_pair<T>(a.z, b.z) + dot_pair<T>(a.w, b.w);
   }
-  delta += decode::shuffle_xor(delta, 1);
-  delta += decode::shuffle_xor(delta, 2);
-  delta += decode::shuffle_xor(delta, 4);
+  delta += warp::shuffle_xor(delta, 1);
+  delta += warp::shuffle_xor(delta, 2);
+  delta += warp::shuffle_xor(delta, 4);
   if (thread % 8 != 0 || index >= all) return;
   const int64_t head = int64_t{place.sequence} * work.n_heads + place.kv_head * group + member;
-  const float lse = work.lse[head * work.queries + token] * decode::kLog2e;
+  const float lse = work.lse[head * work.queries + token] * warp::kLog2e;
   *row_state(work, place, row) = {lse, delta, keys_of(work, place.sequence, token)};
 }
 

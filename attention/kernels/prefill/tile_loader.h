@@ -1,12 +1,12 @@
 // Brings rows of global memory into shared memory, in the background; and where rows are.
 #pragma once
 
-#include "attention/kernels/decode/warp.h"
 #include "attention/kernels/prefill/prefill_tiling.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::prefill {
 
-using decode::Shared;
+using warp::Shared;
 
 /// Which problem and which part of it a thread block has. Blocks of all sequences and KV heads take turns.
 struct BlockPlace {
@@ -48,7 +48,7 @@ CINCH_DEVICE void copy_rows(Shared to, int pitch, int columns, int first, int co
     const uint16_t* from = row_at(valid ? first + row : end - 1) + 8 * piece;
     Shared target = to + static_cast<Shared>(row * pitch + 16 * piece);
     for (int column = 8 * piece; column < columns; column += 64) {
-      decode::copy_async(target, from, valid);
+      warp::copy_async(target, from, valid);
       target += 128;
       from += 64;
     }
@@ -59,7 +59,7 @@ CINCH_DEVICE void copy_rows(Shared to, int pitch, int columns, int first, int co
 CINCH_DEVICE void clear_tails(Shared to, int pitch, int columns, int rows, int thread, int threads) {
   if (columns % kTile == 0) return;
   for (int row = thread; row < rows; row += threads)
-    shared_store(to + static_cast<Shared>(row * pitch + 2 * columns), decode::Words4{0, 0, 0, 0});
+    shared_store(to + static_cast<Shared>(row * pitch + 2 * columns), warp::Words4{0, 0, 0, 0});
 }
 
 }  // namespace cinch::prefill

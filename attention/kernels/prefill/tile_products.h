@@ -1,11 +1,11 @@
 // Products of tiles that lie in shared memory, in a warp's registers (fragments: warp.h). T is Bf16 or Fp16.
 #pragma once
 
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::prefill {
 
-using decode::Shared;
+using warp::Shared;
 
 /// Sums of products of kTiles x 16 own rows (of the warp) with kOthers x 16 other rows: (tile, tile, half of the
 /// other's rows, d fragment).
@@ -41,11 +41,11 @@ CINCH_DEVICE void multiply_rows(Products<kTiles, kOthers>& products, Shared own,
   for (int u = 0; u < units; ++u) {
     uint32_t a[kTiles][4];
     CINCH_UNROLL
-    for (int m = 0; m < kTiles; ++m) decode::load_matrices(a[m], own + static_cast<Shared>(m * own_bytes + 32 * u));
+    for (int m = 0; m < kTiles; ++m) warp::load_matrices(a[m], own + static_cast<Shared>(m * own_bytes + 32 * u));
     CINCH_UNROLL
     for (int n = 0; n < kOthers; ++n) {
       uint32_t b[4];
-      decode::load_matrices(b, other + static_cast<Shared>(n * other_bytes + 32 * u));
+      warp::load_matrices(b, other + static_cast<Shared>(n * other_bytes + 32 * u));
       CINCH_UNROLL
       for (int m = 0; m < kTiles; ++m) {
         multiply_add(T(), products[m][n][0], a[m], b[0], b[1]);
@@ -77,7 +77,7 @@ CINCH_DEVICE void add_units(Sums<kTiles, kUnits>& sums, const Factors<kTiles, kO
     CINCH_UNROLL
     for (int n = 0; n < kOthers; ++n) {
       uint32_t b[4];
-      decode::load_matrices_transposed(b, other + static_cast<Shared>(n * other_bytes + 32 * u));
+      warp::load_matrices_transposed(b, other + static_cast<Shared>(n * other_bytes + 32 * u));
       CINCH_UNROLL
       for (int m = 0; m < kTiles; ++m) {
         multiply_add(T(), sums[m][u][0], factors[m][n], b[0], b[1]);

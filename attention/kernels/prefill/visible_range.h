@@ -1,8 +1,8 @@
 // Which keys a query sees, and which queries see a key: of one token and of stretches of tokens.
 #pragma once
 
-#include "attention/kernels/decode/device.h"
 #include "attention/kernels/prefill/prefill_abi.h"
+#include "attention/kernels/warp/device.h"
 
 namespace cinch::prefill {
 

@@ -69,7 +69,7 @@ class Bench {
     CINCH_CHECK(cudaGetDevice(&device));
     CINCH_CHECK(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device));
     rotation_bytes_ = 3 * static_cast<uint64_t>(l2);
-    CINCH_CHECK(current_multiprocessor(processor_));
+    CINCH_CHECK(border::current_multiprocessor(processor_));
     measure_copy();
   }
 

@@ -21,9 +21,9 @@
 namespace cinch::sm90 {
 namespace {
 
-using decode::Bf16;
 using decode::DecodeJob;
-using decode::Fp16;
+using warp::Bf16;
+using warp::Fp16;
 
 volatile uint32_t* watchdog = nullptr;  // what a stuck kernel says
 
@@ -79,7 +79,7 @@ class Job {
   /// parts 0: the kernel's own choice.
   Job(const CinchDecodeStep& step, const int32_t* lengths, int parts) {
     char error[256] = "";
-    const decode::Multiprocessor processor{multiprocessors, 233472, kSharedLimit};
+    const warp::Multiprocessor processor{multiprocessors, 233472, kSharedLimit};
     decode::TilingWish wish;
     wish.parts = parts;
     const char* missing = decode::sm90_missing(step, 9, 0);

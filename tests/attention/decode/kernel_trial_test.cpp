@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention/decode/step_shape.h"
+#include "attention/kernels/decode/emulated_decode.h"
 #include "tests/attention/emulation.h"
 
 namespace cinch {
@@ -34,7 +35,7 @@ AttentionSpec latent_spec(int64_t value_width, bool key_scales = false) {
   return spec;
 }
 
-class KernelTrial : public decode::EmulationTest {
+class KernelTrial : public warp::EmulationTest {
  protected:
   static std::string fault(const AttentionSpec& spec, const DecodeFunctions& functions,
                            CacheFormat format = CacheFormat::sixteen_bit, at::ScalarType dtype = at::kBFloat16) {

@@ -1,4 +1,4 @@
-#include "attention/kernels/decode/warp_emulator.h"
+#include "attention/kernels/warp/warp_emulator.h"
 
 #include <ucontext.h>
 
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-namespace cinch::decode::emulator {
+namespace cinch::warp::emulator {
 namespace {
 
 constexpr int kLanes = 32;
@@ -337,4 +337,4 @@ void copy_wait(int pending) {
   }
 }
 
-}  // namespace cinch::decode::emulator
+}  // namespace cinch::warp::emulator

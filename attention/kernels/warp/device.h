@@ -1,4 +1,5 @@
-// Marks code that nvcc compiles for the device and the host compiler for the CPU, where the warp emulator runs it.
+// Marks code that nvcc compiles for the device and the host compiler for the CPU, where the warp emulator runs it, and
+// says what a tiling must know of a device.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -18,3 +19,13 @@
 #define CINCH_UNROLL_BY_4
 #define CINCH_UNROLL_BY_8
 #endif
+
+namespace cinch::warp {
+
+struct Multiprocessor {
+  int count;                   // on the device
+  int shared_bytes;            // in all, 1 KiB of it lost per thread block
+  int shared_bytes_per_block;  // largest that one thread block can have
+};
+
+}  // namespace cinch::warp

@@ -2,9 +2,9 @@
 // values are (tile, unit of 16 columns, half of the unit, d fragment). T is Bf16 or Fp16.
 #pragma once
 
-#include "attention/kernels/decode/warp.h"
+#include "attention/kernels/warp/warp.h"
 
-namespace cinch::decode {
+namespace cinch::warp {
 
 /// 16 columns of the queries and of 16 keys.
 template <int kRowTiles>
@@ -131,4 +131,4 @@ CINCH_DEVICE void write_row(float* to, const float (&out)[kUnits][2][4], int hal
   }
 }
 
-}  // namespace cinch::decode
+}  // namespace cinch::warp

@@ -11,12 +11,12 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "attention/kernels/decode/half_types.h"
+#include "attention/kernels/warp/numbers.h"
 #if !defined(__CUDACC__)
-#include "attention/kernels/decode/warp_emulator.h"
+#include "attention/kernels/warp/warp_emulator.h"
 #endif
 
-namespace cinch::decode {
+namespace cinch::warp {
 
 using Shared = uint32_t;
 
@@ -230,4 +230,4 @@ CINCH_DEVICE void copy_wait(int pending) {
   copy_wait_for<0>();
 }
 
-}  // namespace cinch::decode
+}  // namespace cinch::warp

@@ -1,12 +1,14 @@
-// bfloat16 and IEEE half as bit patterns: conversions for the host and the device, rounding to nearest even.
+// Numbers on the host and the device: what float needs, and bfloat16 and IEEE half as bit patterns, converted with
+// rounding to nearest even.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "attention/kernels/decode/device.h"
+#include "attention/kernels/warp/device.h"
 
-namespace cinch::decode {
+namespace cinch::warp {
 
 CINCH_HOST_DEVICE uint32_t float_bits(float value) {
   uint32_t bits;
@@ -18,6 +20,12 @@ CINCH_HOST_DEVICE float float_of_bits(uint32_t bits) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f;
+
+CINCH_HOST_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
+CINCH_HOST_DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
 
 struct Bf16 {
   CINCH_HOST_DEVICE static float to_float(uint16_t bits) { return float_of_bits(uint32_t{bits} << 16); }
@@ -54,4 +62,4 @@ struct Fp16 {
   }
 };
 
-}  // namespace cinch::decode
+}  // namespace cinch::warp

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <functional>
 
-namespace cinch::decode::emulator {
+namespace cinch::warp::emulator {
 
 struct Block {
   int threads = 128;
@@ -39,4 +39,4 @@ V& shared(uint32_t address) {
   return *static_cast<V*>(shared_bytes(address, sizeof(V)));
 }
 
-}  // namespace cinch::decode::emulator
+}  // namespace cinch::warp::emulator
