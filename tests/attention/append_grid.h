@@ -91,13 +91,17 @@ inline std::vector<AppendCase> latent_appends(int format) {
     c.n_heads = c.n_kv_heads = 16;
     cases.push_back(c);
   }
-  // Keys so large that scales and zeros are bf16; an fp16 cache that holds nothing but zeros of both signs.
+  // Keys so large that scales and zeros are bf16; an fp16 cache that holds nothing but zeros of both signs; numbers so
+  // small that a scale is a coarse subnormal, and codes must be kept below 128.
   cases.push_back(latent_append(40, 16, 65, {128, 65}));
   cases.back().format = format;
   cases.back().spread = 2e5f;
   cases.push_back(cases.back());
   cases.back().spread = 1e-12f;
   cases.back().type = CINCH_DECODE_FP16;
+  cases.push_back(latent_append(40, 16, 1, {3}));
+  cases.back().format = format;
+  cases.back().spread = 1e-38f;
   cases.push_back(latent_append(16, 8, 1, many_lengths()));
   cases.back().format = format;
   if (format == CINCH_CACHE_16BIT) {
