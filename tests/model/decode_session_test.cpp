@@ -1,10 +1,10 @@
 // Decode sessions on the CPU, the kernels in the warp emulator.
 #include "model/decode_session.h"
-#include "attention/kernels/decode/emulated_decode.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 
+#include "attention/kernels/decode/emulated_decode.h"
 #include "core/errors.h"
 #include "model/generator.h"
 #include "tests/attention/emulation.h"

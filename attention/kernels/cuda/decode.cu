@@ -28,7 +28,7 @@ int32_t choose(const CinchDecodeStep& step, Choice& choice, char* error, uint64_
   if (status == cudaSuccess) status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (status != cudaSuccess) return cinch::border::report(status, error, error_size);
+  if (status != cudaSuccess) return border::report(status, error, error_size);
   const char* const missing = sm90_missing(step, major, minor);
   if (step.kernel == CINCH_DECODE_SM90 && missing != nullptr) {
     snprintf(error, error_size, "the sm_90 kernel does not cover this step: %s", missing);

@@ -1,4 +1,4 @@
-// The GPU as LatentDecodeBlock sees it: one PTX instruction per function, for sm_90a.
+// The GPU as LatentDecodeBlock sees it: one PTX instruction per function, for sm_90a. What sm_80 has is warp.h's.
 // Source: PTX ISA 9.0, the instruction of each asm statement.
 #pragma once
 
@@ -8,6 +8,7 @@
 
 #include "attention/kernels/cuda/sm90_layout.h"
 #include "attention/kernels/cuda/sm90_wgmma.h"
+#include "attention/kernels/warp/warp.h"
 
 namespace cinch::sm90 {
 
@@ -20,7 +21,7 @@ static __device__ int watchdog_taken = 0;
 class Gpu {
  public:
   using TensorMap = CUtensorMap;
-  using Chunk = uint4;  // 8 elements
+  using Chunk = warp::Words4;  // 8 elements
 
   __device__ __forceinline__ int thread() const { return static_cast<int>(threadIdx.x); }
   /// The same number in a whole warp, and the compiler knows it.
@@ -108,9 +109,7 @@ class Gpu {
   }
   __device__ __forceinline__ static void sync_block() { __syncthreads(); }
   __device__ __forceinline__ static void sync_warp() { __syncwarp(); }
-  __device__ __forceinline__ static void sync_group(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-  }
+  __device__ __forceinline__ static void sync_group(int barrier, int threads) { warp::sync_some(barrier, threads); }
 
   // ---- memory
 
@@ -126,21 +125,11 @@ class Gpu {
         "l"(map), "r"(column), "r"(row), "r"(block), "r"(barrier), "l"(policy)
         : "memory");
   }
-  __device__ __forceinline__ static void store_shared(uint32_t address, Chunk v) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
-  }
+  __device__ __forceinline__ static void store_shared(uint32_t address, Chunk v) { warp::shared_store(address, v); }
   __device__ __forceinline__ static void store_shared(uint32_t address, float a, float b) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
   }
-  __device__ __forceinline__ static Chunk load_shared(uint32_t address) {
-    Chunk v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
-  }
+  __device__ __forceinline__ static Chunk load_shared(uint32_t address) { return warp::shared_words4(address); }
   __device__ __forceinline__ static void load_shared(uint32_t address, float& a, float& b) {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "r"(address) : "memory");
   }
@@ -167,24 +156,18 @@ class Gpu {
 
   __device__ __forceinline__ static int from_lane(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
   __device__ __forceinline__ static float from_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
-  __device__ __forceinline__ static float from_lane_xor(float v, int mask) {
-    return __shfl_xor_sync(0xffffffffu, v, mask);
-  }
+  __device__ __forceinline__ static float from_lane_xor(float v, int mask) { return warp::shuffle_xor(v, mask); }
 
   // ---- arithmetic
 
   __device__ __forceinline__ static float max(float a, float b) { return fmaxf(a, b); }
   __device__ __forceinline__ static float tanh(float x) { return tanhf(x); }
   __device__ __forceinline__ static float log2(float x) { return log2f(x); }
-  __device__ __forceinline__ static float exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-  }
+  __device__ __forceinline__ static float exp2(float x) { return warp::exp2_fast(x); }
   /// Two numbers as one register, `low` in the lower half.
   template <class T>
   __device__ __forceinline__ static uint32_t pack(float low, float high) {
-    return wgmma_pack(T{}, low, high);
+    return warp::pack(T{}, low, high);
   }
 
   // ---- wgmma

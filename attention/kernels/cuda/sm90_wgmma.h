@@ -67,15 +67,4 @@ namespace cinch::sm90 {
 CINCH_WGMMA(warp::Bf16, "bf16")
 CINCH_WGMMA(warp::Fp16, "f16")
 
-__device__ __forceinline__ uint32_t wgmma_pack(warp::Bf16, float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-__device__ __forceinline__ uint32_t wgmma_pack(warp::Fp16, float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
 }  // namespace cinch::sm90
